@@ -201,8 +201,7 @@ def test_nobody_answers_alike(call) -> None:
 
 
 def test_a_line_that_is_cut_ends_its_calls_and_heals(call) -> None:
-    """When a line is cut its streams break, new calls fail and methods end; once it heals the same channel works again.
-    """
+    """When a line is cut its streams break, new calls fail and methods end; once healed the same channel works."""
 
     async def scenario(stub, servicer, line):
         stream = stub.Link()

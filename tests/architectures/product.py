@@ -403,8 +403,7 @@ class _Uses:
         return Verdict(outcome="failed", note="two rows were taken where the limit is one")
 
     def forked(self) -> Verdict:
-        """A session that begins with another's positions: with all of them, and with fewer where caches can be trimmed.
-        """
+        """A session that begins with another's positions: all of them, or fewer where caches can be trimmed."""
         chunks = _chunks((*_PROMPT, 1, 1))
         parent = self._product.open()
         picked = self._product.run(parent, chunks[:2])

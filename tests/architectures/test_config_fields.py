@@ -71,8 +71,7 @@ def test_modules_read_what_the_table_was_made_of() -> None:
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_translated_rotary_embedding_gives_the_same_numbers(name: str) -> None:
-    """A base, and a scaling where the module has one, give the same bits from `rope_parameters` as from the old names.
-    """
+    """Base and scaling, where the module has one, give the same bits from `rope_parameters` as from the old names."""
     with standing_in(name):
         weights = random_model(CONFIGS[name])
         old, new = copy.deepcopy(CONFIGS[name]), copy.deepcopy(CONFIGS[name])

@@ -16,8 +16,7 @@ def stream_of(tenant: str) -> Stream:
 
 
 def test_a_turn_without_room_is_no_turn() -> None:
-    """A request whose turn came without room has the next turn, and tenants take turns by admissions, not by attempts.
-    """
+    """A request whose turn came without room has the next turn; tenants take turns by admissions, not by attempts."""
 
     async def run():
         turns, got = AdmissionQueue(), []

@@ -227,8 +227,7 @@ def test_work_for_a_stream_ends_with_it() -> None:
 
 
 def test_losses_without_progress_share_one_wait() -> None:
-    """A second failure gets the rest of the first one's waiting time; after progress the next failure gets all of it.
-    """
+    """A second failure gets the rest of the first one's waiting time; after progress the next one gets all of it."""
 
     async def run():
         stream = Stream(request())

@@ -1,5 +1,4 @@
-"""Streams that move to another machine report whether its numbers are the same, and prefer a machine whose numbers are.
-"""
+"""Streams that move to another machine report whether its numbers are the same, and prefer one whose numbers are."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
 
 def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
-    """A move to a replica of the same numeric class is exact; a move to one with another BLAS is reported as inexact.
-    """
+    """A move to a replica of the same numeric class is exact; a move to one with another BLAS is reported."""
     pipeline = cut.tiny_pipeline(tmp_path, (3,))
     folders = [cut.shard_folder(pipeline, index) for index in (0, 1, 1)]
     started = [nodes.Node(folder) for folder in folders]

@@ -1,5 +1,4 @@
-"""Nodes with another mlx-lm than the model was split with: used where that is proven, else refused with both versions.
-"""
+"""Nodes with another mlx-lm than the model was split with: used where proven, else refused with both versions."""
 
 from __future__ import annotations
 

@@ -69,8 +69,7 @@ def test_stage_that_can_run_here_needs_no_node(pipeline, served) -> None:
 
 
 def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
-    """A node with another cut or version of the same model is distinguished from one of another pipeline, with a hint.
-    """
+    """A node with another cut or version of the model is distinguished from one of another pipeline, with a hint."""
     other = cut.tiny_pipeline(tmp_path, (2,))
     with pytest.raises(HandshakeError, match="another version") as caught:
         call(other, served, [served.addresses[0]])

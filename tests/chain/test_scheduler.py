@@ -331,8 +331,7 @@ def test_a_request_given_up_in_the_queue_is_gone_from_it(llama) -> None:
 
 
 def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
-    """Where nodes accept small messages only, steps have fewer rows, and no link breaks at a message that is too large.
-    """
+    """Where nodes accept only small messages, steps have fewer rows, so that no link breaks at a large message."""
 
     async def run():
         async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):

@@ -45,8 +45,7 @@ async def some_wait(scheduler) -> bool:
 
 
 def test_a_head_that_keeps_nodes_full_does_not_shut_another_out(served) -> None:
-    """A second head's request waits for a place and is answered, although the first head sends requests without pause.
-    """
+    """A second head's request waits for a place and is answered, although the first head never pauses."""
     pipeline, cluster = served
 
     async def run():

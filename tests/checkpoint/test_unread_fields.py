@@ -185,8 +185,7 @@ def test_scalings_that_disagree_are_refused() -> None:
 
 
 def test_old_scaling_is_named_as_the_module_reads_it() -> None:
-    """A module that reads `type` gets it where the file has only `rope_type`; a file that has `type` stays unchanged.
-    """
+    """A module that reads `type` gets it where the file has only `rope_type`; a file with `type` stays unchanged."""
     scaling = {"rope_type": "linear", "factor": 4.0}
     translated = read_fields({"model_type": "deepseek", "rope_scaling": scaling}).config
     assert translated["rope_scaling"] == {**scaling, "type": "linear"}

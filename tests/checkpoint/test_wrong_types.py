@@ -96,8 +96,7 @@ def test_strings_are_shown_as_strings(model: Path) -> None:
     ],
 )
 def test_configuration_that_takes_long_to_read_is_refused(changes: dict[str, Any], text: str, model: Path) -> None:
-    """Lists longer than any model's are refused: mlx-lm's modules make a layer for each entry and look at each field.
-    """
+    """Lists longer than any model's are refused: mlx-lm's modules make a layer for each entry."""
     path = model / "config.json"
     before = path.read_bytes()
     path.write_text(json.dumps({**json.loads(before), **changes}))

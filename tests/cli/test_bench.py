@@ -1,4 +1,4 @@
-"""`shardhub bench` over real nodes: what it runs, to the token, and how it reports."""
+"""`shardhub bench` over real nodes: the requests that it runs, to the token, and its report."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_bench_runs_what_it_says_and_leaves_nothing(pipeline, served, tmp_path) 
 
 
 def test_bench_prints_a_row_for_each_level_the_nodes_take(pipeline, served, tmp_path) -> None:
-    """1, 2 and so on up to the nodes' sessions; where it ran goes to stderr; a PNG is drawn."""
+    """The levels are 1, 2 and so on up to the nodes' sessions; where it ran goes to stderr; a PNG is drawn."""
     plot = tmp_path / "plot.png"
     result = bench(pipeline, served, "--plot", plot)
     assert result.returncode == 0, result.stderr
@@ -102,7 +102,7 @@ def test_bench_prints_a_row_for_each_level_the_nodes_take(pipeline, served, tmp_
 
 
 def test_bench_without_matplotlib_measures_and_says_how_to_draw(pipeline, served, tmp_path) -> None:
-    """A machine where it cannot be imported: a hint, no plot, and all figures."""
+    """Where matplotlib cannot be imported there is a hint and no plot, and all figures are reported."""
     (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')\n")
     plot = tmp_path / "plot.png"
     options = ("--concurrency", "1", "--rounds", "1", "--json", "--plot", plot)
@@ -114,7 +114,7 @@ def test_bench_without_matplotlib_measures_and_says_how_to_draw(pipeline, served
 
 
 def test_bench_refuses_what_no_session_holds(pipeline, served) -> None:
-    """Before anything is sent: exit code 2, one screen, nothing counted on the nodes."""
+    """A request beyond the sessions' context ends with exit code 2 and one screen before anything is sent."""
     before = loads(served)
     result = bench(pipeline, served, "--tokens", "60")
     assert result.returncode == 2, result.stderr
@@ -124,7 +124,7 @@ def test_bench_refuses_what_no_session_holds(pipeline, served) -> None:
 
 
 def test_plot_is_refused_before_anything_is_measured(tmp_path) -> None:
-    """Another kind of file, or a folder that is not there; a PNG or an SVG may be drawn."""
+    """A plot must be a PNG or an SVG in an existing folder; anything else is refused before the measurement."""
     with pytest.raises(UsageError, match="neither a PNG nor an SVG"):
         check_plot(tmp_path / "plot.jpg")
     with pytest.raises(UsageError, match="does not exist"):
@@ -133,7 +133,7 @@ def test_plot_is_refused_before_anything_is_measured(tmp_path) -> None:
 
 
 def test_prompts_depend_on_the_seed_alone() -> None:
-    """The same seed draws the same ids, another one others; all are within the vocabulary."""
+    """The same seed draws the same ids and another seed others; all are within the vocabulary."""
 
     def draw(seed):
         return random_prompts(np.random.default_rng([seed, 2, 2]), num_prompts=4, length=50, vocab_size=300)
@@ -144,7 +144,7 @@ def test_prompts_depend_on_the_seed_alone() -> None:
 
 
 def test_level_puts_requests_together() -> None:
-    """Tokens are the first ones and those after them; a request's rate leaves its first token out."""
+    """First and later tokens are measured separately; a request's rate excludes its first token."""
     answers = [Answered(first_s=1.0, between_s=(0.5, 0.5)), Answered(first_s=3.0, between_s=(0.25, 0.25))]
     level = summarize(2, 7, answers, wall_s=4.0)
     assert (level.num_requests, level.num_prompt_tokens, level.num_tokens) == (2, 14, 6)
@@ -155,7 +155,7 @@ def test_level_puts_requests_together() -> None:
 
 
 def test_levels_are_read() -> None:
-    """Numbers with commas; anything else is refused."""
+    """Levels are numbers separated by commas; anything else is refused."""
     assert parse_levels("1, 2,16") == (1, 2, 16)
     assert parse_levels(None) == ()
     for text in ("", "0", "1,,2", "-1", "1.5"):

@@ -1,4 +1,4 @@
-"""`--blas`: which library computes, seen from processes of their own; pytest's own keeps MLX's reference BLAS."""
+"""`--blas` in processes of their own, since pytest's process keeps MLX's reference BLAS."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def program(choice: str, **env: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def openblas() -> dict[str, object]:
-    """What a program with `auto` says; skips where no OpenBLAS can be loaded."""
+    """The library that `auto` reports; skips where no OpenBLAS can be loaded."""
     load = "from shardhub.blas import load_openblas; load_openblas()"
     done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -76,7 +76,7 @@ def pipeline(tmp_path_factory, tiny_tokenizer):
 
 
 def host_of(address: str) -> dict[str, str]:
-    """What a node says it runs on."""
+    """The host that a node reports."""
 
     async def describe() -> dict[str, str]:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -86,7 +86,7 @@ def host_of(address: str) -> dict[str, str]:
 
 
 def test_auto_computes_with_openblas(openblas: dict[str, object]) -> None:
-    """It is the library that is mapped, its products are right, and LAPACK's results with it."""
+    """With `auto` OpenBLAS is mapped into the process, and products and LAPACK results are right."""
     assert "openblas" in Path(str(openblas["path"])).name
     assert Path(str(openblas["path"])).name in str(openblas["blas"])
     assert f", {min(default_threads(), MOST_THREADS)} thread" in str(openblas["blas"])
@@ -101,13 +101,13 @@ def test_reference_computes_with_the_wheel_of_mlx() -> None:
 
 
 def test_tests_run_under_reference_blas() -> None:
-    """Exactness is held here within one numeric class, and without a library that chooses kernels by the machine."""
+    """Tests compare exactly within one numeric class, under the library that does not choose kernels by machine."""
     assert host_facts()["blas"].startswith("libblas-")
     assert os.environ["SHARDHUB_BLAS"] == "reference"
 
 
 def test_blas_name_does_not_depend_on_numpy(openblas: dict[str, object]) -> None:
-    """numpy brings an OpenBLAS of its own into the process, which MLX does not call."""
+    """numpy brings an OpenBLAS of its own into the process, which does not change the reported name."""
     import numpy as np
 
     assert np.ones(2).sum() == 2
@@ -115,7 +115,7 @@ def test_blas_name_does_not_depend_on_numpy(openblas: dict[str, object]) -> None
 
 
 def test_number_of_threads_is_the_users(openblas: dict[str, object]) -> None:
-    """A number in the environment is kept; without one none is left there for other libraries."""
+    """A number of threads in the environment is kept; without one none is set for other libraries."""
     assert openblas["threads"] is None
     assert "1 thread)" in str(program("auto", OPENBLAS_NUM_THREADS="1")["blas"])
     assert "1 thread)" in str(program("auto", OMP_NUM_THREADS="1")["blas"])
@@ -129,7 +129,7 @@ def test_threads_follow_affinity(openblas: dict[str, object]) -> None:
 
 
 def test_openblas_after_mlx_is_refused() -> None:
-    """MLX binds when it is imported: a later choice would be a lie."""
+    """OpenBLAS must be chosen before MLX is imported: a later choice is refused, as it would have no effect."""
     use_blas(Blas.AUTO)
     with pytest.raises(ShardhubError, match="too late to load OpenBLAS"):
         use_blas(Blas.OPENBLAS)
@@ -140,7 +140,9 @@ def test_openblas_after_mlx_is_refused() -> None:
 def test_missing_openblas_is_reference_for_auto_and_an_error_by_name(
     tmp_path: Path, openblas: dict[str, object]
 ) -> None:
-    """Without compiler and system library the wheel is of no use: `auto` goes on, `openblas` says what to do."""
+    """Without a compiler and a system library `auto` goes on with the reference BLAS, and `openblas` is refused with a
+    hint.
+    """
     alone = {"PATH": str(tmp_path)}
     said = program("auto", **alone)
     if not str(said["blas"]).startswith("libblas-"):
@@ -154,7 +156,7 @@ def test_missing_openblas_is_reference_for_auto_and_an_error_by_name(
 
 @pytest.mark.parametrize("how", variants(["option", "environment", "auto"]))
 def test_serve_reports_the_blas_it_computes_with(how: str, pipeline, openblas: dict[str, object]) -> None:
-    """`serve` says OpenBLAS where it is chosen or found, the reference BLAS where that is asked for."""
+    """`serve` reports OpenBLAS where it is chosen or available, and the reference BLAS where that is requested."""
     expected = {"option": openblas["blas"], "environment": "libblas-", "auto": openblas["blas"]}[how]
     options = ("--blas", "openblas") if how == "option" else ()
     env = {"SHARDHUB_BLAS": {"option": "reference", "environment": "reference", "auto": "auto"}[how]}
@@ -168,7 +170,7 @@ def test_serve_reports_the_blas_it_computes_with(how: str, pipeline, openblas: d
 
 
 def test_generate_computes_alike_under_each_blas(pipeline, openblas: dict[str, object]) -> None:
-    """Stages in the calling process answer under each; only --debug says which."""
+    """Stages in the calling process give the same answer under each BLAS; only --debug names it."""
     common = ("generate", pipeline.folder, "--prompt", "hi", "--max-tokens", 4, "--raw")
     fast = nodes.shardhub(*common, "--blas", "openblas", "--debug")
     assert fast.returncode == 0, fast.stderr

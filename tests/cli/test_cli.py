@@ -1,4 +1,4 @@
-"""The command line as a user has it: each command in a process of its own, and variations of it in this one."""
+"""The command line as a user runs it: each command in a process of its own, and variations of it in this one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def served(pipeline):
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory, tiny_tokenizer):
-    """A pipeline whose greedy answers go on for thousands of tokens, as its end is never likely, and its nodes."""
+    """A pipeline whose greedy answers go on for thousands of tokens, since its end token is unlikely, and its nodes."""
     folder = tmp_path_factory.mktemp("cli-endless")
     config = {**tiny.config("llama"), "max_position_embeddings": DEFAULT_CONTEXT}
     model = tiny.build(config)
@@ -65,7 +65,7 @@ def node_options(served) -> list[str]:
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, *texts: str) -> None:
-    """The command ended with this code and one screen that says what, why and what to do."""
+    """Check that the command ended with this code and one screen with what, why and hint."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith(("Error:", "Why:", "Try:"))]
@@ -77,7 +77,7 @@ def fails(result: subprocess.CompletedProcess[str], code: int, *texts: str) -> N
 
 
 def test_plan_shows_stages_without_writing(model) -> None:
-    """A table on stdout, and the same as JSON that split takes back."""
+    """A table goes to stdout, and the same as JSON, which split accepts."""
     before = sorted(model.iterdir())
     result = nodes.shardhub("plan", model, "--stages", 3)
     assert result.returncode == 0, result.stderr
@@ -89,7 +89,7 @@ def test_plan_shows_stages_without_writing(model) -> None:
 
 
 def test_plan_for_unequal_machines_says_when_one_is_enough(model) -> None:
-    """64, 32 and 16 GB together; the first line says that one of them holds it all."""
+    """Machines of 64, 32 and 16 GB: the first line says that one of them holds the whole model."""
     machines = [part for text in ("a=64GB", "b=32GB", "c=16GB") for part in ("--machine", text)]
     result = here("plan", model, *machines)
     assert result.returncode == 0, result.stderr
@@ -98,7 +98,7 @@ def test_plan_for_unequal_machines_says_when_one_is_enough(model) -> None:
 
 
 def test_split_takes_a_plan_and_generates_what_every_cut_generates(model, pipeline, tmp_path) -> None:
-    """plan --json | split --plan, then generate with all stages in this process: the same tokens as another cut."""
+    """plan --json piped into split --plan, then generate with all stages in this process: the tokens of another cut."""
     plan = tmp_path / "plan.json"
     plan.write_text(here("plan", model, "--stages", 2, "--json").stdout)
     result = nodes.shardhub("split", model, tmp_path / "out", "--plan", plan, "--name", "p", "--json")
@@ -116,7 +116,7 @@ def test_split_takes_a_plan_and_generates_what_every_cut_generates(model, pipeli
 
 
 def test_generate_over_nodes(pipeline, served) -> None:
-    """Text on stdout, timing on stderr; as JSON the tokens, usage and where each stage ran."""
+    """Text goes to stdout and timing to stderr; the JSON has tokens, usage and where each stage ran."""
     command = ["generate", "--manifest", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 6]
     plain = nodes.shardhub(*command)
     assert plain.returncode == 0, plain.stderr
@@ -130,7 +130,7 @@ def test_generate_over_nodes(pipeline, served) -> None:
 
 
 def test_nodes_come_from_the_environment_and_from_a_file(pipeline, served, tmp_path) -> None:
-    """SHARDHUB_NODES and nodes.toml do what --node does."""
+    """SHARDHUB_NODES and nodes.toml have the effect of --node."""
     command = ["generate", pipeline.folder, "--no-local", "--prompt", "hello", "--max-tokens", 3, "--json"]
     addresses = [node.address for node in served]
     by_environment = here(*command, env={"SHARDHUB_NODES": ", ".join(addresses)})
@@ -150,7 +150,7 @@ def test_nodes_come_from_the_environment_and_from_a_file(pipeline, served, tmp_p
 
 
 def test_stages_nobody_serves_run_here_and_that_is_said(pipeline, served) -> None:
-    """A node for the first stage only."""
+    """With a node for the first stage only, the other stages run here, with a note."""
     command = ["generate", pipeline.folder, "--node", served[0].address, "--prompt", "hello", "--max-tokens", 3]
     result = nodes.shardhub(*command, "--json")
     assert result.returncode == 0, result.stderr
@@ -170,7 +170,7 @@ def test_stop_strings_end_the_answer_and_do_not_show(pipeline, served) -> None:
 
 
 def test_seeds_repeat_and_are_reported(pipeline, served) -> None:
-    """A run without a seed says which it drew; with it the run is repeated."""
+    """A run without a seed reports the one it drew; with that seed the run is repeated."""
     command = ["generate", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 6, "--json"]
     first = json.loads(here(*command, "--temp", "1.2").stdout)
     again = json.loads(here(*command, "--temp", "1.2", "--seed", first["seed"]).stdout)
@@ -178,7 +178,7 @@ def test_seeds_repeat_and_are_reported(pipeline, served) -> None:
 
 
 def test_chat_keeps_the_conversation_on_the_nodes(pipeline, served) -> None:
-    """The second turn sends only what is new, and sessions are gone afterwards."""
+    """The second turn sends only the new ids, and sessions are freed at the end."""
     command = ["chat", pipeline.folder, *node_options(served), "--max-tokens", "4", "--temp", "0"]
     result = nodes.shardhub(*command, stdin="hello\nand again\n")
     assert result.returncode == 0, result.stderr
@@ -188,7 +188,7 @@ def test_chat_keeps_the_conversation_on_the_nodes(pipeline, served) -> None:
 
 
 def test_interrupt_stops_the_answer_and_not_the_chat(endless) -> None:
-    """Ctrl-C during an answer, then another question."""
+    """After Ctrl-C during an answer the chat takes another question."""
     pipeline, served = endless
     command = [sys.executable, "-m", "shardhub", "chat", str(pipeline.folder), *node_options(served)]
     process = subprocess.Popen(
@@ -225,7 +225,7 @@ def test_interrupt_stops_the_answer_and_not_the_chat(endless) -> None:
 
 
 def test_interrupted_generate_frees_the_nodes(endless) -> None:
-    """Ctrl-C ends it with 130 and no session stays."""
+    """Ctrl-C ends generate with 130, and no session stays on the nodes."""
     pipeline, served = endless
     command = [sys.executable, "-m", "shardhub", "generate", str(pipeline.folder), *node_options(served)]
     process = subprocess.Popen(
@@ -263,17 +263,17 @@ def test_interrupted_generate_frees_the_nodes(endless) -> None:
     ],
 )
 def test_cuts_that_cannot_be_are_refused(model, arguments, texts) -> None:
-    """Each wrong cut has its message and exit code 2."""
+    """Each kind of wrong cut has its own message and exit code 2."""
     fails(here("plan", model, *arguments), 2, *texts)
 
 
 def test_too_small_machines_are_refused(model) -> None:
-    """Exit 6, with what each machine has."""
+    """Exit code 6, with the memory of each machine."""
     fails(here("plan", model, "--machine", "a=1MB", "--machine", "b=1MB"), 6, "does not fit")
 
 
 def test_folders_that_are_something_else_are_refused(model, pipeline, tmp_path) -> None:
-    """A model where a shard belongs, a shard where a model belongs, nothing at all."""
+    """A model in the place of a shard, a shard in the place of a model, and a missing folder are refused."""
     fails(here("serve", model), 2, "is not a shard")
     fails(here("serve", tmp_path / "nothing"), 2, "no such folder")
     fails(here("plan", cut.shard_folder(pipeline, 0), "--stages", "2"), 2, "shard")
@@ -287,7 +287,7 @@ def test_folders_that_are_something_else_are_refused(model, pipeline, tmp_path) 
 
 
 def test_shards_that_do_not_join_are_refused(model, pipeline, tmp_path) -> None:
-    """A gap, an overlap, and shards of two models."""
+    """A gap, an overlap, and shards of two models are refused."""
     folders = [cut.shard_folder(pipeline, index) for index in range(3)]
     fails(here("serve", folders[0], folders[2]), 2, "gap")
     other_cut = cut.cut(model, tmp_path / "other", (3,))
@@ -297,12 +297,12 @@ def test_shards_that_do_not_join_are_refused(model, pipeline, tmp_path) -> None:
 
 
 def test_listening_off_loopback_needs_a_word(pipeline) -> None:
-    """Refused without --insecure-lan, with the reason."""
+    """Listening off loopback without --insecure-lan is refused with the reason."""
     fails(here("serve", cut.shard_folder(pipeline, 0), "--host", "0.0.0.0"), 2, "--insecure-lan")
 
 
 def test_port_in_use_is_refused(pipeline) -> None:
-    """The message names the address."""
+    """The message for a port in use names the address."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -311,13 +311,13 @@ def test_port_in_use_is_refused(pipeline) -> None:
 
 
 def test_a_stage_that_does_not_fit_is_refused(pipeline) -> None:
-    """Exit 6, with the figures, before a weight is loaded."""
+    """Exit code 6 with the figures, before a weight is loaded."""
     result = here("serve", cut.shard_folder(pipeline, 0), "--memory", "1MB", "--port", "0")
     fails(result, 6, "does not fit", "KV cache")
 
 
 def test_empty_and_too_long_prompts_are_refused(pipeline, served) -> None:
-    """Exit 2, and the nodes are as before."""
+    """Exit code 2, and the nodes' sessions are as before."""
     command = ["generate", pipeline.folder, *node_options(served)]
     fails(here(*command, "--prompt", ""), 2, "empty")
     fails(here(*command, "--raw", "--prompt", "abc " * 5000), 2, "context")
@@ -327,7 +327,7 @@ def test_empty_and_too_long_prompts_are_refused(pipeline, served) -> None:
 
 
 def test_sigterm_drains_and_ends_with_zero(pipeline) -> None:
-    """An idle node ends at once."""
+    """An idle node ends at once with 0."""
     (node,) = nodes.start((cut.shard_folder(pipeline, 1),), options=("--shutdown-timeout", "3600"))
     assert node.stop() == 0
 
@@ -357,13 +357,13 @@ def describe(address):
 
 @pytest.mark.parametrize("command", ["generate", "chat", "gateway", "bench", "verify", "status"])
 def test_each_command_without_a_pipeline_names_itself(command) -> None:
-    """The hint is the same command with a pipeline, and not another one."""
+    """The hint is the same command with a pipeline."""
     prompt = ("--prompt", "x") if command == "generate" else ()
     fails(here(command, *prompt), 2, f"shardhub {command} ORG/MODEL-pipeline")
 
 
 def test_prompt_in_another_locale_is_what_was_typed(pipeline, served) -> None:
-    """Where the locale names ASCII, an option in UTF-8 is read as such."""
+    """An option in UTF-8 is read as such, even where the locale says ASCII."""
     command = ("generate", pipeline.folder, *node_options(served), "--raw", "--max-tokens", "3", "--json", "--prompt")
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     results = [nodes.shardhub(*command, "Zürich 日本", env=more) for more in ({}, env)]

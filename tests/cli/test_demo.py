@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 
 def test_demo_says_what_the_unsplit_model_says(smollm2) -> None:
-    """A real model through a local Hub, two nodes by repo id, and the very tokens of mlx_lm; nothing is left behind."""
+    """A real model, a local Hub and two nodes by repo id give exactly the tokens of mlx_lm; nothing is left behind."""
     result = nodes.shardhub("demo", "--json")
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout)
@@ -26,7 +26,7 @@ def test_demo_says_what_the_unsplit_model_says(smollm2) -> None:
 
 
 def is_pushing(process: psutil.Process) -> bool:
-    """Whether a process is `split-and-push`, and at work."""
+    """Whether a process is `split-and-push` and has begun its work."""
     try:
         return "split-and-push" in process.cmdline() and process.cpu_times().user > 0.2
     except psutil.Error:  # it has ended, or begins
@@ -34,7 +34,9 @@ def is_pushing(process: psutil.Process) -> bool:
 
 
 def test_demo_that_is_ended_leaves_nothing_behind(smollm2, tmp_path) -> None:
-    """SIGTERM while it pushes: the processes it started end, its folder is gone, and it says so by its exit code."""
+    """SIGTERM during the push: the started processes end, the folder is removed, and the exit code is that of the
+    signal.
+    """
     assert (smollm2 / "config.json").is_file()
     demo = subprocess.Popen(
         [sys.executable, "-m", "shardhub", "demo"],

@@ -71,7 +71,7 @@ def test_report_hides_what_looks_like_a_token() -> None:
 
 
 def test_doctor_warns_without_network_or_hub(served: tuple[RunningHub, Wire]) -> None:
-    """No Hub, or a login page in its place: a warning, because folders are served without one."""
+    """A missing Hub, or a login page in its place, is only a warning, because folders can be served without one."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""A head that runs no stage loads no MLX: real commands against real nodes, asked for their modules when they end."""
+"""A head that runs no stage loads no MLX: real commands against real nodes report their modules when they end."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def served(pipeline):
 
 @pytest.fixture(scope="module")
 def torch(tmp_path_factory) -> Path:
-    """A folder of packages with a PyTorch that is seen to be installed and must not be imported."""
+    """A folder of packages with a PyTorch that looks installed and must not be imported."""
     folder = tmp_path_factory.mktemp("packages")
     (folder / "torch").mkdir()
     (folder / "torch" / "__init__.py").write_text(TORCH)
@@ -85,7 +85,7 @@ class Command:
         self.timer.start()
 
     def finish(self) -> dict[str, object]:
-        """What it imported, as packages and modules, and its BLAS; it must have succeeded."""
+        """Wait for a successful end; returns the imported packages and modules, and the BLAS."""
         output, errors = self.process.communicate()
         self.timer.cancel()
         assert self.process.returncode == 0, output + errors
@@ -98,14 +98,14 @@ def packages(facts: dict[str, object]) -> set[str]:
 
 
 def test_status_loads_no_mlx(pipeline, served, torch, tmp_path) -> None:
-    """`status` asks nodes only: it needs no tokenizer either."""
+    """`status` only asks the nodes, and needs no tokenizer either."""
     facts = Command(tmp_path / "modules", torch, "status", pipeline.folder, *served, "--json").finish()
     assert "grpc" in packages(facts)
     assert not packages(facts) & {"mlx", "mlx_lm", "transformers", "torch"}
 
 
 def test_generate_loads_no_mlx(pipeline, served, torch, tmp_path) -> None:
-    """`generate` over nodes loads transformers for the tokenizer, and none of its branches for PyTorch."""
+    """`generate` over nodes loads transformers for the tokenizer, but not its code for PyTorch."""
     arguments = ("generate", pipeline.folder, *served, "--prompt", "hi", "--max-tokens", 3)
     facts = Command(tmp_path / "modules", torch, *arguments).finish()
     assert "transformers" in packages(facts)
@@ -126,7 +126,7 @@ def test_gateway_loads_no_mlx(pipeline, served, torch, tmp_path) -> None:
 @pytest.mark.skipif(not carries_reference_blas(), reason="MLX is no CPU wheel for Linux")
 @pytest.mark.parametrize(("choice", "library"), [("auto", "openblas"), ("reference", "")])
 def test_blas_is_chosen_before_a_head_loads_mlx(pipeline, served, torch, tmp_path, choice, library) -> None:
-    """A head that runs a stage loads MLX late, and computes with the BLAS of the option; other heads load none."""
+    """A head that runs a stage loads MLX late and with the BLAS of the option; other heads load neither."""
     arguments = ("generate", pipeline.folder, "--prompt", "hi", "--max-tokens", 3, "--blas", choice)
     here = Command(tmp_path / "here", torch, *arguments).finish()
     assert "mlx" in packages(here)

@@ -1,4 +1,4 @@
-"""Help: panels in the order of use, whole sentences, every option described."""
+"""Help: panels in the order of use, whole sentences, a description for every option."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_commands_stand_in_panels_in_the_order_of_use() -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("hub",), ("certs",), *CALLS], ids=" ".join)
 def test_no_line_is_cut_off(arguments: tuple[str, ...]) -> None:
-    """Nothing is shortened to dots: a description takes as many lines as it needs."""
+    """No description is shortened with dots: it takes as many lines as it needs."""
     described = help_of(*arguments).partition("\n\n")[2]  # what stands before it is the usage
     dots = re.findall(r"\S*\.\.\.", described)
     assert set(dots) <= {"1,2,4,...", "N,N,...", "L,L,...", "SHARD...", "REPO..."}
@@ -58,7 +58,7 @@ def test_every_option_is_described_under_a_heading(call: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 def test_values_are_named_one_way(call: tuple[str, ...]) -> None:
-    """In upper case, or by the words to choose from; without braces or names of types."""
+    """Values are named in upper case, or by the words to choose from, without braces or type names."""
     text = help_of(*call)
     usage = " ".join(text.partition("\n\n")[0].split())
     assert re.fullmatch(r"Usage: [a-z -]+ \[OPTIONS\]( \[?[A-Z]+(\.\.\.)?\]?)*", usage), usage
@@ -76,13 +76,13 @@ def test_values_are_named_one_way(call: tuple[str, ...]) -> None:
 
 
 def test_defaults_are_shown_where_they_exist() -> None:
-    """Those that depend on the machine or the model, too."""
+    """Every option with a default shows it, also a default that depends on the machine or the model."""
     assert "by default 8192, or the model's own if less" in " ".join(help_of("split").split())
     assert "by default what this machine has for it" in " ".join(help_of("serve").split())
 
 
 def test_options_of_a_chat_have_its_own_defaults() -> None:
-    """What `chat` shares with `generate` is declared once; where its values differ, help shows them."""
+    """Options that `chat` shares with `generate` are declared once; where defaults differ, help shows them."""
     assert "default: 1024" in help_of("chat")
     assert "default: 256" in help_of("generate")
     assert "--json" not in help_of("chat")

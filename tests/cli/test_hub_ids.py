@@ -1,4 +1,4 @@
-"""Hub ids wherever folders may stand: the commands in processes of their own, against a Hub on loopback."""
+"""Hub ids in the place of folders: the commands in processes of their own, against a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def published(hub: RunningHub, model: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def env(hub: RunningHub, tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who uses the Hub, with an empty cache."""
+    """The environment of a Hub user with an empty cache."""
     return {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "SHARDHUB_CACHE": str(tmp_path / "cache")}
 
 
@@ -66,7 +66,7 @@ def shardhub(env: dict[str, str], *arguments: object) -> subprocess.CompletedPro
 
 
 def here(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, which is quicker."""
+    """Run a command in this process, which is faster."""
     words = [str(argument) for argument in arguments]
     result = CliRunner(env=env).invoke(app, words)
     return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
@@ -79,14 +79,14 @@ def record(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 
 def test_plan_from_the_hub(published: Published, env: dict[str, str], model: Path, tmp_path: Path) -> None:
-    """The plan of a Hub model is the plan of its folder; no weight file is on this disk."""
+    """The plan of a Hub model equals that of its folder, and no weight file is downloaded."""
     there = record(shardhub(env, "plan", MODEL, "--stages", 2, "--json"))
     assert there == record(shardhub(env, "plan", model, "--stages", 2, "--json"))
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_split_from_the_hub(published: Published, env: dict[str, str], tmp_path: Path) -> None:
-    """The shards of a Hub model are those of its folder, byte for byte, and name repo and commit."""
+    """The shards of a Hub model equal those of its folder byte for byte, and name repo and commit."""
     record(shardhub(env, "split", MODEL, tmp_path / "out", "--cuts", "3", "--name", "m", "--json"))
     for index in range(2):
         for path in cut.shard_folder(published.local, index).glob("*.safetensors"):
@@ -115,7 +115,7 @@ def test_serve_and_generate_by_id(published: Published, env: dict[str, str], tmp
 
 
 def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[str, str]) -> None:
-    """Stages nobody serves are not fetched unasked; once they are here, they run here, also without the Hub."""
+    """Unserved stages are not fetched without consent; once cached they run here, also without the Hub."""
     options = ("--prompt", "abc", "--raw", "--max-tokens", "4", "--json")
     refused = here(env, "generate", published.pipeline, *options)
     assert refused.returncode == 5
@@ -136,7 +136,7 @@ def record_list(result: subprocess.CompletedProcess[str]) -> list[dict[str, obje
 
 
 def test_pull_ls_rm_prune(published: Published, env: dict[str, str], tmp_path: Path) -> None:
-    """A shard is fetched, listed with its layers, size and revision, deleted, and its files go with it."""
+    """A shard is fetched, listed with its layers, size and revision, and deleted with its files."""
     repo, commit = published.shards[0], published.commits[0]
     folder = here(env, "pull", repo).stdout.strip()
     assert Path(folder).is_dir()
@@ -156,7 +156,9 @@ def test_pull_ls_rm_prune(published: Published, env: dict[str, str], tmp_path: P
 
 
 def test_wrong_names(published: Published, env: dict[str, str]) -> None:
-    """Neither folder nor repo: both are said. A model where a shard is wanted: the command for it is said."""
+    """A name that is neither folder nor repo is reported as both; a model in the place of a shard gets the right
+    command.
+    """
     unknown = here(env, "serve", "ann/nothing")
     assert unknown.returncode == 1
     assert "The folder ann/nothing does not exist either" in unknown.stderr
@@ -170,7 +172,7 @@ def test_wrong_names(published: Published, env: dict[str, str]) -> None:
 
 
 def test_no_secret_in_messages(published: Published, env: dict[str, str]) -> None:
-    """Whatever goes wrong, with logs on, the token is not told."""
+    """Whatever fails, and with logs on, the token is never shown."""
     for arguments in (("serve", "ann/nothing"), ("pull", f"{MODEL}@x"), ("plan", "ann/nothing", "--stages", "2")):
         done = here(env, *arguments, "--debug")
         assert done.returncode
@@ -178,7 +180,7 @@ def test_no_secret_in_messages(published: Published, env: dict[str, str]) -> Non
 
 
 def test_shard_that_is_gone(published: Published, env: dict[str, str], hub: RunningHub) -> None:
-    """A shard repo deleted after its manifest was pushed is named with its stage; the other one is served."""
+    """A shard repo deleted after its manifest was pushed is named with its stage; the other stage is served."""
     api = hub_api(hub.endpoint, hub.token("bob"))
     work = Path(env["SHARDHUB_CACHE"]).parent
     theirs = publish(api, "bob", published.local, work)
@@ -197,7 +199,7 @@ def test_shard_that_is_gone(published: Published, env: dict[str, str], hub: Runn
 def test_terminal_is_asked_before_weights_are_fetched(
     published: Published, env: dict[str, str], reply: bytes, code: int
 ) -> None:
-    """On a terminal, stages that nobody serves and that are not here are fetched after a yes, and not without."""
+    """On a terminal, unserved stages that are not cached are fetched only after a yes."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "shardhub", "generate", published.pipeline, "--prompt", "a", "--raw"]
     shown = b""

@@ -1,4 +1,4 @@
-"""`plan`, `split` and what serves a pipeline, for fields of config.json that mlx-lm translates from or never reads."""
+"""Fields of config.json that mlx-lm reads by another name or never: in `plan`, `split` and the serving commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(tmp_path: Path, tiny_tokenizer: Callable[[Path], None]) -> Path:
 
 
 def change(folder: Path, **fields: Any) -> dict[str, Any]:
-    """Set fields of a model's config.json, or take those out that are None."""
+    """Set fields of a model's config.json; remove those that are None."""
     config = json.loads((folder / "config.json").read_text()) | fields
     config = {field: value for field, value in config.items() if value is not None or field not in fields}
     (folder / "config.json").write_text(json.dumps(config))
@@ -40,7 +40,7 @@ def change(folder: Path, **fields: Any) -> dict[str, Any]:
 
 
 def test_translated_model_is_published_with_both_names(model: Path, tmp_path: Path) -> None:
-    """config.json of pipeline and shards has what it had and what mlx-lm reads; digests are of that; nothing warns."""
+    """config.json of pipeline and shards has the original fields and mlx-lm's, digests cover both, no warning appears."""
     source = json.loads((model / "config.json").read_text())
     result = shardhub("split", model, tmp_path / "out", "--stages", 2, "--name", "m")
     assert result.exit_code == 0, result.stderr
@@ -65,7 +65,7 @@ def test_translated_model_is_published_with_both_names(model: Path, tmp_path: Pa
 
 
 def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Path) -> None:
-    """Refused by plan and split with field, value and reason; with --ignore-field manifest, card and start say it."""
+    """plan and split refuse it with field, value and reason; with --ignore-field manifest, card and start name it."""
     change(model, hidden_act="relu")
     for command in (("plan", model), ("split", model, tmp_path / "out")):
         refused = shardhub(*command, "--stages", 2)
@@ -100,7 +100,7 @@ def test_name_that_nothing_has_is_said(model: Path) -> None:
 
 
 def test_window_is_refused_for_sessions_longer_than_it(model: Path) -> None:
-    """A window that no layer has changes longer texts only: the planned context decides."""
+    """A window that no layer has affects longer texts only: the planned context decides."""
     change(model, model_type="mistral", sliding_window=64, max_position_embeddings=128)
     within = shardhub("plan", model, "--stages", 2, "--no-proof", "--context", 64)
     assert within.exit_code == 0, within.stderr

@@ -1,4 +1,4 @@
-"""Stages whose numbers are not the whole model's: refused, or split on request and then called inexact everywhere."""
+"""Stages whose numbers differ from the whole model's: refused, or split on request and then marked everywhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shardhub(*arguments: object, **env: str) -> Result:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    """The module that is wrong when cut stands beside mlx-lm's own."""
+    """Register the module that is wrong when cut beside mlx-lm's own."""
     with pytest.MonkeyPatch.context() as patch:
         inexact.register(patch)
         yield
@@ -58,7 +58,7 @@ def wrong(registered: None, tmp_path_factory: pytest.TempPathFactory, tiny_token
 
 @pytest.fixture(scope="module")
 def allowed(wrong: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It, split all the same."""
+    """The model of `wrong`, split in spite of it."""
     out = tmp_path_factory.mktemp("allowed")
     result = shardhub("split", wrong, out, "--cuts", "2", "--name", "m", "--allow-inexact", "--json")
     assert result.exit_code == 0, result.stderr
@@ -69,7 +69,7 @@ def allowed(wrong: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
-    """An exact model, split as it is."""
+    """An exact model, split as usual."""
     folder = cut.tiny_model(tmp_path_factory.mktemp("honest") / "model")
     tiny_tokenizer(folder)
     out = folder.parent / "out"
@@ -79,7 +79,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def marked(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same stages, called inexact: nodes in processes of their own know its module."""
+    """The exact stages, marked as inexact: nodes in processes of their own can load their module."""
     model = honest.parent / "model"
     out = tmp_path_factory.mktemp("marked")
     checkpoint = open_checkpoint(model)
@@ -92,7 +92,7 @@ def marked(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("strength", [WRONG, SLIGHTLY_WRONG])
 def test_split_is_refused_and_leaves_nothing(strength: float, tmp_path: Path, tiny_tokenizer) -> None:
-    """Other tokens, or the same tokens of other logits, end a split with 3 before a byte is written."""
+    """Other tokens, or equal tokens from other logits, end a split with 3 before a byte is written."""
     model = inexact.save(tmp_path / "model", strength=strength)
     tiny_tokenizer(model)
     result = shardhub("split", model, tmp_path / "out", "--cuts", "2")
@@ -105,7 +105,7 @@ def test_split_is_refused_and_leaves_nothing(strength: float, tmp_path: Path, ti
 
 
 def test_the_same_module_is_split_where_it_is_exact(tmp_path: Path, tiny_tokenizer) -> None:
-    """The control: without the difference the model passes, and its manifest has no word of it."""
+    """The control: without the injected difference the model passes, and its manifest has no mark."""
     model = inexact.save(tmp_path / "model", strength=0.0)
     tiny_tokenizer(model)
     result = shardhub("split", model, tmp_path / "out", "--cuts", "2", "--name", "m", "--allow-inexact", "--json")
@@ -116,7 +116,7 @@ def test_the_same_module_is_split_where_it_is_exact(tmp_path: Path, tiny_tokeniz
 
 
 def test_shards_of_earlier_runs_stay_and_the_pipeline_is_not_made(wrong: Path, tmp_path: Path) -> None:
-    """A refused split leaves shards that are there as they were; an allowed one marks them."""
+    """A refused split leaves existing shards unchanged; an allowed one marks them."""
     only = shardhub("split", wrong, tmp_path, "--cuts", "2", "--name", "m", "--only", "0", "--allow-inexact")
     assert only.exit_code == 0, only.stderr
     before = {path: path.read_bytes() for path in (tmp_path / "m-shard-0").iterdir()}
@@ -133,7 +133,7 @@ def test_shards_of_earlier_runs_stay_and_the_pipeline_is_not_made(wrong: Path, t
 
 
 def test_inexact_split_says_so_in_every_document(allowed: Path) -> None:
-    """Manifest, shards' hints and all cards carry what was measured; the record lies beside."""
+    """Manifest, shards' hints and all cards contain the measurement; the record lies beside them."""
     line = read_pipeline(allowed / "m-pipeline").manifest.inexact
     assert line is not None
     for index in range(2):
@@ -148,7 +148,7 @@ def test_inexact_split_says_so_in_every_document(allowed: Path) -> None:
 
 
 def test_inexact_split_in_place_is_refused_unasked(allowed: Path, wrong: Path) -> None:
-    """Running the command again without the option ends with 3, with it changes nothing."""
+    """Repeating the command without the option ends with 3; with the option it changes nothing."""
     again = ("split", wrong, allowed, "--cuts", "2", "--name", "m")
     before = (allowed / "m-pipeline" / MANIFEST_FILE).read_bytes()
     assert shardhub(*again).exit_code == 3
@@ -157,7 +157,7 @@ def test_inexact_split_in_place_is_refused_unasked(allowed: Path, wrong: Path) -
 
 
 def test_push_is_refused_and_publishes_nothing(wrong: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No repo is made; with the option all repos say it, and a further push needs the option again."""
+    """Without the option no repo is made; with it all repos are marked, and a further push needs it again."""
     monkeypatch.setenv("SHARDHUB_CACHE", str(tmp_path / "cache"))
     with pushing_hub(tmp_path / "hub") as (running, wire):
         api = HfApi(endpoint=running.endpoint, token=running.token("ann"))
@@ -185,7 +185,7 @@ def test_push_is_refused_and_publishes_nothing(wrong: Path, tmp_path: Path, monk
 
 
 def test_generate_over_an_inexact_pipeline_says_so(allowed: Path) -> None:
-    """The warning comes at start, and the report has the line."""
+    """The warning comes at start, and the report contains it."""
     result = shardhub("generate", allowed / "m-pipeline", "--raw", "--prompt", "Hi", "--max-tokens", "2", "--json")
     assert result.exit_code == 0, result.stderr
     line = read_pipeline(allowed / "m-pipeline").manifest.inexact
@@ -194,7 +194,7 @@ def test_generate_over_an_inexact_pipeline_says_so(allowed: Path) -> None:
 
 
 def test_verify_says_that_a_pipeline_is_inexact(allowed: Path) -> None:
-    """Nothing of it is other than published, so all checks pass, and the report says what was published."""
+    """All files are as published, so that all checks pass, and the report contains the mark."""
     result = shardhub("verify", allowed / "m-pipeline", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["inexact"] == read_pipeline(allowed / "m-pipeline").manifest.inexact
@@ -202,7 +202,7 @@ def test_verify_says_that_a_pipeline_is_inexact(allowed: Path) -> None:
 
 
 def test_recorded_parity_below_full_is_said_at_start(honest: Path, tmp_path: Path) -> None:
-    """A pipeline whose newest record is not exact warns by that record, and an exact one does not."""
+    """A pipeline whose newest record is not exact warns at start; one with an exact record does not."""
     generate = ("--raw", "--prompt", "Hi", "--max-tokens", "1", "--json")
     quiet = shardhub("generate", honest / "m-pipeline", *generate)
     assert "inexact;" not in quiet.stderr
@@ -219,7 +219,7 @@ def test_recorded_parity_below_full_is_said_at_start(honest: Path, tmp_path: Pat
 
 
 def test_node_of_an_inexact_shard_says_so_to_all(marked: Path, honest: Path) -> None:
-    """A node that has only a shard shows it at start and tells heads, even those whose manifest says nothing."""
+    """A node that has only a shard warns at start and tells heads, even those whose manifest has no mark."""
     started = nodes.start((marked / "m-shard-0",), (honest / "m-shard-1",))
     try:
         first, second = started
@@ -253,7 +253,7 @@ def test_node_of_an_inexact_shard_says_so_to_all(marked: Path, honest: Path) -> 
 
 
 def test_mark_changes_no_identity(marked: Path, honest: Path) -> None:
-    """Stage digests and pipeline id are those of the same stages without it; a document without it has no field."""
+    """Stage digests and pipeline id are those of the stages without the mark; unmarked documents have no such field."""
     with_it, without = (read_pipeline(out / "m-pipeline").manifest for out in (marked, honest))
     assert with_it.inexact == SAID
     assert with_it.pipeline_id == without.pipeline_id
@@ -262,7 +262,9 @@ def test_mark_changes_no_identity(marked: Path, honest: Path) -> None:
 
 
 def test_findings_are_settled_in_one_place() -> None:
-    """No finding is nothing; any finding raises with all of them, or becomes one line of printable ASCII."""
+    """Without findings nothing happens; findings raise an error with all of them, or become one line of printable
+    ASCII.
+    """
     assert settle([], where="m", allow_inexact=False) is None
     with pytest.raises(ParityFailed, match=r"first.*second"):
         settle(["first", "second"], where="m", allow_inexact=False)
@@ -280,7 +282,7 @@ def test_findings_are_settled_in_one_place() -> None:
     ],
 )
 def test_record_is_held_to_every_number(honest: Path, changes: dict, is_found: bool) -> None:
-    """A token or any difference of a logit counts; NaN at the same logits of both sides is the model's own."""
+    """Any different token or logit counts; NaN at the same logits of both sides is the model's own."""
     (path,) = (honest / "m-pipeline" / PARITY_FOLDER).iterdir()
     record = Parity.model_validate_json(path.read_bytes()).model_copy(update=changes)
     assert (mismatch(record) is not None) == is_found
@@ -288,7 +290,7 @@ def test_record_is_held_to_every_number(honest: Path, changes: dict, is_found: b
 
 
 def test_record_beside_a_manifest_counts_unless_only_what_it_names_is_read(honest: Path, tmp_path: Path) -> None:
-    """Under a required signature nobody can have a chain called inexact by a record of their own."""
+    """Under a required signature an unsigned record cannot mark a chain as inexact."""
     pipeline = shutil.copytree(honest / "m-pipeline", tmp_path / "m-pipeline")
     (path,) = (pipeline / PARITY_FOLDER).iterdir()
     record = Parity.model_validate_json(path.read_bytes()).model_copy(update={"tokens_equal": 9})

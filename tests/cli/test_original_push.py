@@ -1,4 +1,4 @@
-"""`shardhub split-and-push` and `split` of checkpoints as publishers write them, from a folder and from a Hub."""
+"""`shardhub split-and-push` and `split` of checkpoints in publishers' formats, from a folder and from a Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "mixtral"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with its experts as single tensors, and a licence."""
+    """A checkpoint with single expert tensors and a licence."""
     folder = originals.write(NAME, tmp_path_factory.mktemp("push") / "model")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     return folder
@@ -57,7 +57,7 @@ def _weight_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_folder_is_pushed_as_it_is_split(command, api: HfApi, model: Path, tmp_path: Path) -> None:
-    """The files on the Hub are those of the folders; checking them first uploads nothing twice."""
+    """The files on the Hub equal those in the folders; checking weights first uploads nothing twice."""
     split = command("split", model, tmp_path / "out", "--cuts", "2", "--name", "m", "--no-parity")
     assert split.exit_code == 0, split.stderr
     assert "not in MLX's layout" in split.stderr
@@ -73,7 +73,7 @@ def test_folder_is_pushed_as_it_is_split(command, api: HfApi, model: Path, tmp_p
 
 
 def test_weights_that_are_not_finite_are_not_published(command, api: HfApi, model: Path, tmp_path: Path) -> None:
-    """Not a repo is made for a model whose last layer holds an infinity."""
+    """A model whose last layer holds an infinity creates no repo."""
     bad = tmp_path / "bad"
     bad.mkdir()
     for path in model.iterdir():
@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_are_not_published(command, api: HfApi, mode
 
 
 def test_hub_model_is_fetched_to_be_computed(command, api: HfApi, model: Path, tmp_path: Path) -> None:
-    """The weight files come to the cache, once, told with their size; the shards are those of the folder."""
+    """The weight files are fetched once into the cache, with a note of their size; the shards equal the folder's."""
     repo = api.create_repo("ann/original").repo_id
     api.upload_folder(repo_id=repo, folder_path=model)
     local = command("split", model, tmp_path / "local", "--cuts", "2", "--name", "m", "--no-parity")

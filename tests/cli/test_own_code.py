@@ -1,4 +1,4 @@
-"""Models whose repo has code of its own: refused, taken without it when asked to, and never run."""
+"""Models whose repo has its own code: refused, or used without it on request; the code is never run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def shardhub(*arguments: object, **env: str) -> Result:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """What the model's code would write if it were run."""
+    """The file that the model's code would write if it were run."""
     return tmp_path / "mark"
 
 
 @pytest.fixture
 def model(tmp_path: Path, mark: Path, tiny_tokenizer: Callable[[Path], None]) -> Path:
-    """A model as many are published: mlx-lm has its architecture, and its repo has code for transformers."""
+    """A typical published model: mlx-lm has its architecture, and its repo has code for transformers."""
     folder = cut.tiny_model(tmp_path / "model")
     tiny_tokenizer(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
@@ -43,14 +43,14 @@ def model(tmp_path: Path, mark: Path, tiny_tokenizer: Callable[[Path], None]) ->
 
 
 def is_without_code(folder: Path) -> bool:
-    """Whether nothing below a folder is code or names any."""
+    """Whether nothing below a folder is code or refers to any."""
     texts = [path.read_text() for path in folder.rglob("config.json")]
     assert texts
     return not any("auto_map" in text for text in texts) and not list(folder.rglob("*.py"))
 
 
 def test_code_is_refused_by_name(model: Path, mark: Path, tmp_path: Path) -> None:
-    """Each place that has code is named, with the option to go on."""
+    """Each place with code is named, with the option to go on."""
     for arguments in (("plan", model), ("split", model, tmp_path / "out")):
         result = shardhub(*arguments, "--stages", 2)
         assert result.exit_code == 1
@@ -61,7 +61,7 @@ def test_code_is_refused_by_name(model: Path, mark: Path, tmp_path: Path) -> Non
 
 
 def test_code_is_left_out_when_asked_to(model: Path, mark: Path, tmp_path: Path) -> None:
-    """The shards and the pipeline are whole, the source's own, and hold no code; nothing of it was run."""
+    """With the option shards and pipeline are complete and contain no code; no code was run."""
     result = shardhub("split", model, tmp_path / "out", "--stages", 2, "--ignore-code")
     assert result.exit_code == 0, result.stderr
     assert is_without_code(tmp_path / "out")
@@ -87,7 +87,7 @@ def test_code_for_mlx_lm_cannot_be_left_out(model: Path, tmp_path: Path) -> None
 
 
 def test_code_on_a_hub_is_refused_or_left_out(model: Path, mark: Path, tmp_path: Path) -> None:
-    """The same for a model that is read by ranges and pushed."""
+    """A Hub model, read by ranges and pushed, is refused or used without its code likewise."""
     with pushing_hub(tmp_path / "hub") as (hub, _):
         api = HfApi(endpoint=hub.endpoint, token=hub.token("ann"))
         api.create_repo("ann/model")

@@ -34,12 +34,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def growing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that can be cut before layers 1 and 2 without anything that grows with the context."""
+    """A model that can be cut before layers 1 and 2 without a crossing that grows with the context."""
     return saved(tmp_path_factory.mktemp("plan") / "growing", CONFIGS["deepseek_v41"])
 
 
 def test_plan_is_proven(model: Path) -> None:
-    """The verdict and the allowed cuts follow the table, on stdout; as JSON they stand in the report."""
+    """Verdict and allowed cuts follow the table on stdout; the JSON report contains them."""
     result = shardhub("plan", model, "--stages", 3)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -66,7 +66,7 @@ def test_cuts_and_proof_can_be_left_out(model: Path) -> None:
 
 
 def test_table_is_shown_without_mlx(model: Path, tmp_path: Path) -> None:
-    """Where MLX cannot be imported the table stands, and what was not checked is said."""
+    """Where MLX cannot be imported the table is shown, with a note of what was not checked."""
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -82,7 +82,7 @@ def test_table_is_shown_without_mlx(model: Path, tmp_path: Path) -> None:
 
 
 def test_model_alone_is_described(model: Path) -> None:
-    """Without a cut: what the model is and where it can be cut, and how to go on."""
+    """Without a cut, the model, its allowed cuts and the next command are shown."""
     result = shardhub("plan", model)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(f"llama, {tiny.NUM_LAYERS} layers, ")
@@ -92,7 +92,7 @@ def test_model_alone_is_described(model: Path) -> None:
 
 
 def test_growing_cut_is_avoided_and_taken_when_asked_for(growing: Path) -> None:
-    """--stages keeps to cuts where nothing grows; --cuts takes any, and says what crosses with each token."""
+    """--stages keeps to cuts where nothing grows; --cuts takes any, with the bytes of each token."""
     chosen = json.loads(shardhub("plan", growing, "--stages", 3, "--json").stdout)
     assert [stage["start"] for stage in chosen["stages"]] == [0, 1, 2]
     assert chosen["report"]["cuts"]["growing"] == [3, 4, 5, 6, 7]
@@ -108,7 +108,7 @@ def test_growing_cut_is_avoided_and_taken_when_asked_for(growing: Path) -> None:
 
 
 def refused(folder: Path, *texts: str) -> None:
-    """The table, that it would not be split, and one screen that says why, as text and as JSON; nothing is split."""
+    """Check that the table is shown with a refusal of one screen, as text and as JSON, and that nothing is split."""
     result = shardhub("plan", folder, "--stages", 2)
     assert result.exit_code == 1, result.stderr
     assert "Traceback" not in result.stderr
@@ -128,7 +128,7 @@ def refused(folder: Path, *texts: str) -> None:
 
 
 def test_unknown_architecture_is_planned_and_refused(model: Path, tmp_path: Path) -> None:
-    """The table comes from headers, whatever mlx-lm knows."""
+    """The table is made from headers, even for an architecture that mlx-lm does not know."""
     folder = tmp_path / "unknown"
     folder.mkdir()
     (folder / "model.safetensors").symlink_to(model / "model.safetensors")
@@ -147,7 +147,7 @@ def test_config_and_weights_that_disagree_are_refused(model: Path, tmp_path: Pat
 
 
 def test_layers_that_run_twice_are_refused(tmp_path: Path) -> None:
-    """What is right with the model is said too."""
+    """The refusal says what is right with the model, too."""
     refused(
         saved(tmp_path / "looped", CONFIGS["nanbeige"]),
         "does not run each layer exactly once",

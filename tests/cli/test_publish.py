@@ -56,7 +56,7 @@ def command(api: HfApi, tmp_path: Path):
 
 
 def test_split_and_push_then_unpublish(command, api: HfApi, model: Path, served: tuple[RunningHub, Wire]) -> None:
-    """The whole way: dry run, push, push again, another cut refused and then named, unpublish."""
+    """Dry run, push, push again, another cut refused and then named, unpublish."""
     dry = command("split-and-push", model, "--cuts", "2", "--dry-run", "--json")
     assert dry.exit_code == 0, dry.stderr
     plan = json.loads(dry.stdout)
@@ -120,7 +120,7 @@ def test_unknown_licence_is_not_published_unasked(command, api: HfApi, model: Pa
 
 
 def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path) -> None:
-    """A source on the Hub: gate, commit and base model go on; everyone's reading it has to be asked for."""
+    """Gate, commit and base model of a Hub source are carried on; a public copy must be requested explicitly."""
     api.create_repo("ann/gated", private=False)
     api.upload_folder(repo_id="ann/gated", folder_path=model)
     api.update_repo_settings("ann/gated", gated="manual")
@@ -138,7 +138,7 @@ def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path)
 
 @pytest.mark.parametrize(("answer", "is_there"), [("no", True), ("", True), ("yes", False)])
 def test_unpublish_asks_on_a_terminal(api: HfApi, answer: str, is_there: bool) -> None:
-    """Only a yes deletes."""
+    """Only a yes on the terminal deletes."""
     api.create_repo("ann/asked-pipeline", exist_ok=True)
     ours, theirs = pty.openpty()
     try:

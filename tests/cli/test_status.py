@@ -1,4 +1,4 @@
-"""`shardhub status` over real nodes: what it shows, and what it makes of nodes that are not there."""
+"""`shardhub status` over real nodes: its table, and its report on nodes that are away."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def served(pipeline):
 
 @pytest.fixture
 def shown(capsys):
-    """Runs the command in this process; its exit code and what it prints, as JSON read back."""
+    """Run the command in this process; returns its exit code and its output, decoded from JSON."""
 
     def status_of(pipeline, addresses, *, as_json=True):
         watching = WatchFlags(node=list(addresses), once=True, interval=0.1)
@@ -75,7 +75,7 @@ def answer(served) -> None:
 
 
 def test_status_tells_what_each_stage_did(pipeline, served, shown) -> None:
-    """Nodes in stage order whatever the order they are named in; an answer raises every stage's counters alike."""
+    """Rows are in stage order, whatever the order of the options; an answer raises every stage's counters alike."""
     addresses = [served[1].address, served[0].address]
     _, before = shown(pipeline, addresses)
     answer(served)
@@ -103,8 +103,9 @@ def test_status_tells_what_each_stage_did(pipeline, served, shown) -> None:
 
 
 def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
-    """A line for each node, what limits the chain, what one machine would take; no codes, and the addresses from
-    the environment."""
+    """One line for each node, the limit of the chain, and the need of a single machine; no codes, addresses from the
+    environment.
+    """
     answer(served)
     env = {"SHARDHUB_NODES": ",".join(node.address for node in served)}
     result = nodes.shardhub("status", "--manifest", pipeline.folder, *QUICK, env=env)
@@ -121,7 +122,7 @@ def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
 
 
 def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
-    """Its row says that it loads, its address stands there once, and the hint is to wait."""
+    """The row of a loading node says so, its address appears once, and the hint is to wait."""
     address = "10.0.0.1:50051"
     error = NodeLoading(f"{address}: The node is still loading its stage.", hint="Try again in a moment.")
     chain = chain_status(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
@@ -133,7 +134,7 @@ def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
 
 
 def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> None:
-    """Its stage has nobody: exit code 5, why and what to do; the other node's row is there as ever."""
+    """Its stage is unserved: exit code 5 with why and hint; the other node's row is unchanged."""
     gone = "127.0.0.1:9"
     named = [part for address in (gone, served[0].address) for part in ("--node", address)]
     result = nodes.shardhub("status", pipeline.folder, *named, *QUICK)
@@ -153,14 +154,14 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
 
 
 def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
-    """Every stage is a row without a node."""
+    """Every stage has a row without a node."""
     code, printed = shown(pipeline, [], as_json=False)
     assert code == 5
     assert printed.count("no node serves it") == 3
 
 
 def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> None:
-    """It is shown as one that serves something else, and counts for no stage."""
+    """The node is shown as serving something else, and counts for no stage."""
     other = cut.cut(cut.tiny_model(tmp_path / "model", "qwen2"), tmp_path / "out", (3,))
     code, report = shown(other, [served[0].address])
     assert code == 5
@@ -171,7 +172,7 @@ def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> 
 
 @pytest.mark.parametrize("tables", [1, 3])
 def test_status_on_a_terminal_goes_on_until_it_is_stopped(pipeline, served, tables: int) -> None:
-    """The table is drawn again and again; Ctrl-C ends it with exit code 0, also while the first one is drawn."""
+    """The table is redrawn until Ctrl-C, which ends the command with exit code 0, also during the first drawing."""
     ours, theirs = pty.openpty()
     named = [part for node in served for part in ("--node", node.address)]
     command = [sys.executable, "-m", "shardhub", "status", str(pipeline.folder), *named, *QUICK]
@@ -198,7 +199,7 @@ def test_status_on_a_terminal_goes_on_until_it_is_stopped(pipeline, served, tabl
 
 
 def test_a_node_that_slept_is_named(pipeline, served) -> None:
-    """The table says whose machine slept, and for how long."""
+    """The table names the machine that slept, and for how long."""
     addresses = [node.address for node in served]
     first, *others = asyncio.run(read_nodes(pipeline.manifest, addresses))
     slept = {**first.load, "slept_s": 90.0, "slept_at": time.time() - 600}

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or cannot show a character: every command ends with its own exit code."""
+"""Standard streams that are closed, full, or lack a character: every command still ends with its own exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ run(command)
 
 
 def shell(redirections: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that prints a text in every way, with its streams sent elsewhere by a shell."""
+    """Run a command that prints a text through every function, with its streams redirected by a shell."""
     return subprocess.run(
         ["/bin/sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, PRINTS],
         stdin=subprocess.DEVNULL,
@@ -61,14 +61,14 @@ def test_closed_streams_stop_nothing(redirections: str) -> None:
 
 
 def test_full_log_stops_nothing() -> None:
-    """What cannot be logged is dropped; the answer is whole."""
+    """Log lines that cannot be written are dropped; the answer is complete."""
     done = shell(f"2>{FULL}")
     assert done.returncode == 0
     assert done.stdout.startswith("café")
 
 
 def test_full_output_is_told() -> None:
-    """An answer that cannot be written is a disk that is full, not a fault."""
+    """An answer that cannot be written is a full disk, not a traceback."""
     done = shell(f">{FULL}")
     assert done.returncode == 6
     assert "The output could not be written" in done.stderr
@@ -76,7 +76,7 @@ def test_full_output_is_told() -> None:
 
 
 def test_reader_that_leaves_is_no_fault() -> None:
-    """Who reads one line and goes away is told nothing."""
+    """A reader that closes the pipe after one line causes no error message."""
     done = shell("| true; exit 0")
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
@@ -84,7 +84,7 @@ def test_reader_that_leaves_is_no_fault() -> None:
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "doctor --json"])
 def test_every_command_tells_a_full_output(arguments: str) -> None:
-    """Help and versions too end with the exit code of a full disk."""
+    """Help and version, too, end with the exit code of a full disk."""
     command = f'exec "{sys.executable}" -m shardhub {arguments} >{FULL}'
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 6, done.stderr
@@ -92,7 +92,7 @@ def test_every_command_tells_a_full_output(arguments: str) -> None:
 
 
 def test_node_serves_where_its_log_is_full(tmp_path) -> None:
-    """A node whose stderr is a full device gets ready, and drains with exit code 0."""
+    """A node whose stderr is a full device becomes ready, and drains with exit code 0."""
     pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,))
     with FULL.open("w") as full:
         node = nodes.Node.__new__(nodes.Node)

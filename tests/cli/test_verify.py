@@ -1,4 +1,4 @@
-"""`shardhub verify`: what it finds, in folders, on live nodes, at the source and on a Hub."""
+"""`shardhub verify` on folders, on live nodes, against the source and on a Hub."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Pa
 
 @pytest.fixture(scope="module")
 def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It, split in two by the command; nobody changes it."""
+    """The model, split in two by the command; treat it as read-only."""
     out = tmp_path_factory.mktemp("out")
     result = shardhub("split", model, out, "--cuts", "3", "--name", "m", "--json")
     assert result.exit_code == 0, result.stderr
@@ -50,7 +50,7 @@ def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(made: Path, tmp_path: Path) -> Path:
-    """A copy of it that may be changed."""
+    """A copy of `made` that may be changed."""
     return Path(shutil.copytree(made, tmp_path / "out"))
 
 
@@ -72,7 +72,7 @@ def record_of(out: Path) -> Parity:
 
 
 def replace_record(out: Path, record: Parity) -> None:
-    """Put another record in place of the one that is there, under the name its bytes ask for."""
+    """Replace the record, under the name that its new bytes require."""
     record_path(out).unlink()
     (out / "m-pipeline" / file_name(record)).write_bytes(encode(record))
 
@@ -85,7 +85,7 @@ def flip(path: Path, at: int = -5) -> None:
 
 
 def test_split_writes_a_record_and_tells_it(made: Path) -> None:
-    """The record names the pipeline, the cards say it in words, and the documents' digests do not have it inside."""
+    """The record names the pipeline, the cards quote it, and the documents' digests do not depend on it."""
     record = record_of(made)
     assert record.is_exact
     assert record.made_by == "split"
@@ -98,7 +98,7 @@ def test_split_writes_a_record_and_tells_it(made: Path) -> None:
 
 
 def test_whole_pipeline_verifies(made: Path) -> None:
-    """Every document, weight file, the graph and the record, each by its line, and a verdict."""
+    """Every document, weight file, the graph and the record has a line, followed by a verdict."""
     result = shardhub("verify", made / "m-pipeline")
     assert result.exit_code == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
@@ -142,7 +142,9 @@ def replace_hash(path: Path, field: str) -> None:
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_change_is_found(name: str, out: Path) -> None:
-    """One changed byte, number or word in any file: exit code 3, the file, both values, and the rest still checked."""
+    """One changed byte, number or word in any file: exit code 3 with file and both values, and the rest is still
+    checked.
+    """
     TAMPERED[name](out)
     result = shardhub("verify", out / "m-pipeline")
     assert result.exit_code == 3, result.stdout
@@ -163,7 +165,7 @@ def test_broken_manifest_is_an_error(out: Path) -> None:
 
 
 def test_absent_shard_is_not_called_right(out: Path) -> None:
-    """What is not here is listed as not checked; the other stage is proven in its place among all layers."""
+    """A missing shard is listed as not checked; the other stage is proven in its place among all layers."""
     shutil.rmtree(out / "m-shard-0")
     result = shardhub("verify", out / "m-pipeline")
     assert result.exit_code == 0, result.stdout
@@ -173,7 +175,7 @@ def test_absent_shard_is_not_called_right(out: Path) -> None:
 
 
 def test_live_chain_chooses_the_record_s_tokens(made: Path, served: list[str]) -> None:
-    """Two nodes in processes of their own, fed the record's ids in its shapes: 64 of 64, and exactness is promised."""
+    """Two nodes in processes of their own get the record's ids in its shapes: 64 of 64, and exactness is promised."""
     result = shardhub("verify", made / "m-pipeline", "--run", *served)
     assert result.exit_code == 0, result.stderr
     assert "the same tokens are promised" in result.stdout
@@ -183,7 +185,7 @@ def test_live_chain_chooses_the_record_s_tokens(made: Path, served: list[str]) -
 
 
 def test_live_chain_that_differs_is_told(out: Path, served: list[str]) -> None:
-    """Another id in the record: exit code 3, with its position and both ids."""
+    """Another id in the record gives exit code 3, with its position and both ids."""
     record = record_of(out)
     tokens = record.prompts[1].tokens
     other = (tokens[-1] + 1) % record.vocab_size
@@ -197,7 +199,7 @@ def test_live_chain_that_differs_is_told(out: Path, served: list[str]) -> None:
 
 
 def test_other_class_reports_agreement_only(out: Path, served: list[str]) -> None:
-    """The same difference from a record of another machine breaks no promise: exit code 0 and a note."""
+    """The same difference from a record of another machine breaks no promise: exit code 0 with a note."""
     record = record_of(out)
     first, *rest = record.prompts[0].tokens
     changed = record.prompts[0].model_copy(update={"tokens": ((first + 1) % record.vocab_size, *rest)})
@@ -221,7 +223,7 @@ def test_stages_run_here_where_nobody_serves(made: Path) -> None:
 
 
 def test_source_s_bytes_are_compared(model: Path, made: Path, tmp_path: Path) -> None:
-    """All tensors are the source's; one changed byte of it is named with its tensor; a draw can be repeated."""
+    """All tensors equal the source's; a changed byte of the source is named with its tensor; a sample is repeatable."""
     same = shardhub("verify", made / "m-pipeline", "--source", "--source-folder", model, "--json")
     assert same.exit_code == 0, same.stderr
     said = json.loads(same.stdout)
@@ -245,7 +247,7 @@ def test_source_s_bytes_are_compared(model: Path, made: Path, tmp_path: Path) ->
 
 
 def test_computed_tensors_are_computed_again_and_compared(tmp_path: Path) -> None:
-    """Experts that were stacked when the model was split: one changed byte of one expert is found at its place."""
+    """Experts that the split stacked are recomputed: one changed byte of one expert is reported at its place."""
     source = originals.write("mixtral", tmp_path / "source")
     assert shardhub("split", source, tmp_path, "--cuts", "3", "--name", "x", "--no-parity").exit_code == 0
     options = ("verify", tmp_path / "x-pipeline", "--source", "--source-folder", source)
@@ -272,7 +274,7 @@ def test_folder_source_must_be_named(made: Path) -> None:
 
 
 def test_model_beyond_memory_has_no_record(model: Path, tmp_path: Path) -> None:
-    """Over the budget nothing is run: no record is made, and cards and output say what was proven instead."""
+    """Over the memory budget nothing is run: no record is made, and cards and output say what was proven instead."""
     result = shardhub("split", model, tmp_path, "--cuts", "3", "--memory", "1MB", "--json")
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)["parity"]["summary"]
@@ -286,7 +288,7 @@ def test_model_beyond_memory_has_no_record(model: Path, tmp_path: Path) -> None:
 
 
 def test_record_is_made_later(model: Path, out: Path, tmp_path: Path) -> None:
-    """Out of the shards, or of the source once it is shown to be theirs; never out of another model."""
+    """A record is made from the shards, or from the source once it is shown to be theirs; never from another model."""
     record_path(out).unlink()
     result = shardhub("verify", out / "m-pipeline", "--reference", "--tokens", 6)
     assert result.exit_code == 0, result.stderr
@@ -322,7 +324,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, 
 
 
 def test_record_is_added_on_the_hub(hub: tuple[RunningHub, Wire], model: Path, tmp_path: Path) -> None:
-    """A push makes a record, a later one is a commit of its own; the pipeline stays the same, and is still ours."""
+    """A push makes a record, and a later one is a commit of its own; the pipeline stays the same, and is recognised as
+    ours.
+    """
     api = HfApi(endpoint=hub[0].endpoint, token=hub[0].token("ann"))
     env = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache")}
 

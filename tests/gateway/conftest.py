@@ -1,4 +1,4 @@
-"""One gateway over two nodes for all tests that leave it as it was."""
+"""One gateway over two nodes, for all tests that leave it unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Served:
 
 
 def save_model(folder: Path) -> Path:
-    """A tiny model's folder with a tokenizer, and without an end it could come upon by chance."""
+    """A tiny model's folder with a tokenizer, whose end token is never drawn by chance."""
     cut.tiny_model(folder, "llama")
     tiny.save_tokenizer(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -46,7 +46,7 @@ def save_model(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
-    """Two nodes with a tiny model."""
+    """Two nodes that serve a tiny model."""
     folder = tmp_path_factory.mktemp("gateway")
     model = save_model(folder / "model")
     pipeline = cut.cut(model, folder / "out", (3,))
@@ -73,7 +73,7 @@ def gateway(served):
 
 @pytest.fixture(scope="session")
 def slow_gateway(served):
-    """A gateway whose answers take their time: the line to its first node is slow."""
+    """A gateway with slow answers: the line to its first node is slow."""
     line = Proxy(served.addresses[0])
     line.slow(PIECE_S)
     process = GatewayProcess(served.pipeline, [line.address, *served.addresses[1:]], ("--model-name", "tiny"))
@@ -87,6 +87,6 @@ def slow_gateway(served):
 
 @pytest.fixture(scope="session")
 def http(gateway):
-    """A client of it, which knows nothing of the API."""
+    """A plain HTTP client of the gateway."""
     with httpx.Client(base_url=gateway.url, timeout=60) as client:
         yield client

@@ -61,13 +61,13 @@ class GatewayProcess:
         return str(self.ready["url"])
 
     def errors(self) -> str:
-        """What it wrote on stderr so far."""
+        """What the process has written on stderr so far."""
         self.log.flush()
         self.log.seek(0)
         return self.log.read()
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """Send SIGTERM; returns the exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         code = self.process.wait(END_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Anthropic's API, by its own client."""
+"""Anthropic's API, through its own client."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def client(gateway):
 
 
 def saying(text):
-    """An extra body that leaves the model no other choice."""
+    """An extra body that forces the model to answer this text."""
     return {"guided_choice": [text]}
 
 
 def test_text_is_answered(client) -> None:
-    """With the reason why it ended, and usage."""
+    """A text answer has its stop reason and usage."""
     message = client.messages.create(model=MODEL, messages=HI, system="brief", max_tokens=9, extra_body=saying("HELLO"))
     assert [block.text for block in message.content] == ["HELLO"]
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
@@ -44,7 +44,7 @@ def test_text_is_answered(client) -> None:
 
 
 def test_a_stream_says_what_the_whole_answer_says(client) -> None:
-    """The client puts the message together from its events."""
+    """The message that the client assembles from events equals the whole answer."""
     with client.messages.stream(model=MODEL, messages=HI, max_tokens=50, extra_body=saying("NO 世界")) as stream:
         assert "".join(stream.text_stream) == "NO 世界"
         final = stream.get_final_message()
@@ -55,7 +55,7 @@ def test_a_stream_says_what_the_whole_answer_says(client) -> None:
 
 
 def test_tools_are_called_and_their_results_read(client) -> None:
-    """The model's own way of calling becomes blocks; results and more text come back in one message."""
+    """Calls in the model's notation become blocks; a message with results and more text is accepted."""
     with client.messages.stream(
         model=MODEL, messages=HI, max_tokens=200, tools=[OWN], extra_body=saying(f"NOW{TURN}")
     ) as stream:
@@ -82,7 +82,7 @@ def test_tools_are_called_and_their_results_read(client) -> None:
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "TURN"}])
 def test_a_tool_is_called_where_one_must_be(client, choice) -> None:
-    """By its schema."""
+    """A required call has arguments that follow the tool's schema."""
     schema = {
         "type": "object",
         "properties": {"TO": {"enum": ["NORTH"]}},
@@ -96,7 +96,7 @@ def test_a_tool_is_called_where_one_must_be(client, choice) -> None:
 
 
 def test_an_answer_may_be_as_long_as_the_context(client) -> None:
-    """The number is required and often that of another model: what does not fit is cut, not refused."""
+    """`max_tokens` is mandatory and often another model's limit: what does not fit is cut, not refused."""
     message = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body=saying("A"))
     assert message.stop_reason == "end_turn"
     full = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body={"ignore_eos": True})
@@ -104,7 +104,7 @@ def test_an_answer_may_be_as_long_as_the_context(client) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_act_on(client) -> None:
-    """With both numbers; a text that is far too long is refused by its beginning, in the same words."""
+    """The refusal has both numbers; a text that is far too long gets it after its beginning, in the same words."""
     import anthropic
 
     for length in (CONTEXT, 100 * CONTEXT):
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_act_on(cl
 
 
 def test_models_have_the_clients_shape(client) -> None:
-    """Listed and one by one; batches are not there, and the error says so."""
+    """Models are listed and shown one by one; batches do not exist, and the error says so."""
     import anthropic
 
     (model,) = client.models.list().data
@@ -126,7 +126,7 @@ def test_models_have_the_clients_shape(client) -> None:
 
 
 def test_tokens_are_counted(client) -> None:
-    """As many as the answer's usage says, tools included."""
+    """Counted tokens equal the answer's usage, tools included."""
     counted = client.messages.count_tokens(model=MODEL, messages=HI, system="brief", tools=[OWN]).input_tokens
     usage = client.messages.create(model=MODEL, messages=HI, system="brief", tools=[OWN], max_tokens=1).usage
     assert counted == usage.input_tokens + usage.cache_read_input_tokens
@@ -134,7 +134,7 @@ def test_tokens_are_counted(client) -> None:
 
 
 def test_turns_alternate(http) -> None:
-    """Messages of one side that follow each other are one; thinking is no text, and calls stay with theirs."""
+    """Consecutive messages of one role are joined; thinking is not text, and calls stay with their message."""
     call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
     given = [
         {"role": "user", "content": "a"},
@@ -153,7 +153,7 @@ def test_turns_alternate(http) -> None:
 
 
 def test_errors_are_the_clients_own(client) -> None:
-    """Each status becomes the exception that programs catch, with a type of Anthropic's."""
+    """Each status raises the client's exception for it, with an error type of Anthropic's."""
     import anthropic
 
     with pytest.raises(anthropic.NotFoundError) as caught:
@@ -166,7 +166,7 @@ def test_errors_are_the_clients_own(client) -> None:
 
 
 def test_tools_of_others_are_left_out(http) -> None:
-    """What Anthropic would run itself is ignored, and a header says so."""
+    """Tools that Anthropic would run are ignored, and a header says so."""
     body = {"messages": HI, "max_tokens": 1, "tools": [{"type": "web_search_20250305", "name": "web_search"}, OWN]}
     response = http.post(PATH, json=body)
     assert response.status_code == 200
@@ -191,7 +191,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("stream", [False, True])
 def test_bad_requests_are_refused(http, name, stream) -> None:
-    """With the field that is wrong, also where a stream was asked for."""
+    """The error names the wrong field, also for a streaming request."""
     body, param = BAD[name]
     response = http.post(PATH, json={"messages": HI, "max_tokens": 1, **body, "stream": stream})
     assert response.status_code == 400, response.text

@@ -16,7 +16,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required":
 
 
 def drawn(tokenizer: Tokenizer, likely: str) -> str:
-    """What a model says that prefers one character wherever it may come, and else the lowest id."""
+    """The text of a model that prefers one character wherever it is allowed, and else the lowest id."""
     ends = sorted(tokenizer.eos_ids)
     request = json.dumps({"kind": "json", "source": SCHEMA}).encode()
     source = json.loads(answer(request, LLTokenizer("byte")))["grammar"]
@@ -35,7 +35,7 @@ def drawn(tokenizer: Tokenizer, likely: str) -> str:
 
 
 def test_a_text_of_blanks_ends(tmp_path) -> None:
-    """A model that writes blanks wherever it may comes to the end of its answer."""
+    """A model that writes blanks wherever they are allowed still reaches the end of its answer."""
     tiny.save_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.config("llama")))
     assert json.loads(drawn(Tokenizer(tmp_path), " ")) == {"a": " " * MAX_BLANKS}

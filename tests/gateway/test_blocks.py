@@ -55,7 +55,7 @@ def test_blocks_do_not_overlap() -> None:
 
 
 def test_text_behind_a_call_stays_behind_it() -> None:
-    """One token may end a call and begin the text after it: each delta is told in its own order."""
+    """If one token ends a call and begins a text, its deltas keep their order."""
     deltas = Deltas()
     deltas.say("A")
     deltas.call(CALL)

@@ -1,4 +1,4 @@
-"""Arguments of calls: values as models write them, in the types that schemas ask for."""
+"""Arguments of calls: values in models' notations, converted to the types of their schemas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_json_is_read_as_json(value) -> None:
-    """What a strict reader reads is read the same, and where it ends is told."""
+    """Strict JSON is read as by a strict reader, and its end is reported."""
     text = json.dumps(value)
     assert read_value(f" {text} rest") == (value, len(text) + 1)
 
@@ -37,20 +37,20 @@ def test_json_is_read_as_json(value) -> None:
     ],
 )
 def test_what_is_nearly_json_is_read(text, value) -> None:
-    """Python's literals, raw line breaks, keys without quotes, a comma too many."""
+    """Python's literals, raw line breaks, unquoted keys and trailing commas are read."""
     assert read_value(text)[0] == value
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": "b', "[1 2]", "1e999", "[" * 5000, "9" * 5000, "x"])
 def test_what_is_not_a_value_is_refused(text) -> None:
-    """Whatever a model writes, the failure is one of values."""
+    """Anything else raises the reader's own error."""
     with pytest.raises(ValueError):  # noqa: PT011
         read_value(text)
 
 
 @given(st.text(st.sampled_from("{}[]()\"'\\,: \nu1aT<|>e.-"), max_size=40))
 def test_any_text_is_read_or_refused(text) -> None:
-    """No text makes the reader fail in another way."""
+    """No text makes the reader fail with another error."""
     for repair in (True, False):
         try:
             value, end = read_value(text, repair=repair)
@@ -96,7 +96,7 @@ def test_any_text_is_read_or_refused(text) -> None:
     ],
 )
 def test_a_text_becomes_what_its_schema_asks_for(schema, text, value) -> None:
-    """Where that loses nothing; else it stays the text it is."""
+    """A text is converted to its schema's type if that loses nothing; otherwise it stays a text."""
     parameters = {"type": "object", "properties": {"x": schema}, "$defs": {"count": {"type": "integer"}}}
     assert typed_arguments({"x": text}, parameters, as_text=True) == {"x": value}
 
@@ -117,7 +117,7 @@ def test_a_text_becomes_what_its_schema_asks_for(schema, text, value) -> None:
     ],
 )
 def test_values_that_have_a_type_keep_it_or_lose_nothing(schema, value, typed) -> None:
-    """A number may stand for a text, a text for a number; the other way of writing it says the same."""
+    """Conversions between numbers and texts are reversible."""
     assert typed_arguments({"x": value}, {"properties": {"x": schema}}, as_text=False) == {"x": typed}
 
 
@@ -143,7 +143,7 @@ def test_no_schema_makes_a_call_fail(value, schema) -> None:
     ],
 )
 def test_arguments_are_an_object(arguments, text) -> None:
-    """Text that holds one is read; a text alone is the only parameter's; anything else is not a call."""
+    """A text that holds an object is read; a plain text fills an only parameter; anything else is no call."""
     tools = CallableTools([{"function": {"name": "f", "parameters": {"properties": {"city": {"type": "string"}}}}}])
     call = tools.called(Written(name="f", arguments=arguments), must_be_known=True)
     assert (call and call.arguments) == text

@@ -1,4 +1,4 @@
-"""Calls of tools in the text of an answer, in every way that models write them."""
+"""Tool calls in the text of an answer, in every notation that models use."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ TEXTS = [
 
 
 def read(text: str, *, cuts=(), own=EVERY_FORMAT, cut=False) -> tuple[str, list[tuple[str, object]]]:
-    """The text and the calls of an answer that came in pieces."""
+    """The text and the calls of an answer that arrives in pieces."""
     reader = CallReader(own, CallableTools(TOOLS))
     places = [0, *sorted(cuts), len(text)]
     items = [item for start, stop in pairwise(places) for item in reader.feed(text[start:stop])]
@@ -250,7 +250,7 @@ def read(text: str, *, cuts=(), own=EVERY_FORMAT, cut=False) -> tuple[str, list[
 
 @pytest.mark.parametrize("family", WRITTEN)
 def test_a_familys_calls_are_read(family) -> None:
-    """Each family's way of writing calls gives their names, and arguments of the types that the schema asks for."""
+    """Each family's notation gives names and arguments of the types in the schema."""
     text, calls = WRITTEN[family]
     assert read(text) == ("", calls)
     assert read(f"Let me see.\n{text}") == ("Let me see.\n", calls)
@@ -266,7 +266,7 @@ def test_pieces_do_not_matter(data, text) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_not_a_call_is_the_text_it_is(text) -> None:
-    """Nothing of an answer is lost."""
+    """Text that is not a call is kept unchanged."""
     assert read(text) == (text, [])
 
 
@@ -280,12 +280,12 @@ def test_what_is_not_a_call_is_the_text_it_is(text) -> None:
 )
 @pytest.mark.parametrize("cut", [True, False])
 def test_half_a_call_is_text(text, cut) -> None:
-    """A text that has no end is never made up: a path that was cut short is another path."""
+    """A string without its end is never completed: a path that was cut short is another path."""
     assert read(text, cut=cut) == (text, [])
 
 
 def test_brackets_are_added_only_where_the_model_ended() -> None:
-    """An answer that max_tokens cut may have gone on with another argument."""
+    """Missing brackets are added only if the model ended the answer: one cut by max_tokens may have gone on."""
     text = f"<tool_call>{JSON_ROME[:-2]}"
     assert read(text) == ("", [ROME])
     assert read(text, cut=True) == (text, [])
@@ -297,7 +297,7 @@ def test_brackets_are_added_only_where_the_model_ended() -> None:
 
 
 def test_a_name_must_be_known_in_formats_of_others() -> None:
-    """A model's own tags make a call of any name, for the client to answer; tags it was not trained on do not."""
+    """A model's own tags make a call of any name, which the client answers; other formats' tags need a known name."""
     text = '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>'
     assert read(text) == ("", [("nobody", {})])
     assert read(text, own=frozenset()) == (text, [])
@@ -305,27 +305,27 @@ def test_a_name_must_be_known_in_formats_of_others() -> None:
 
 
 def test_blanks_around_calls_are_dropped() -> None:
-    """Text between calls stays, and blanks alone do not."""
+    """Blanks around a call are dropped; other text stays."""
     call = f"<tool_call>{JSON_ROME}</tool_call>"
     assert read(f"\n{call}\n\n{call}\n") == ("", [ROME, ROME])
     assert read(f"{call}\nand {call}") == ("\nand ", [ROME, ROME])
 
 
 def test_kimis_ids_are_kept() -> None:
-    """Its template writes ids in the place of names."""
+    """Kimi's template writes ids in the place of names, and the ids are kept."""
     reader = CallReader(EVERY_FORMAT, CallableTools(TOOLS))
     calls = reader.feed(WRITTEN["Kimi K2"][0]) + reader.finish(cut=False)
     assert [call.id for call in calls] == ["functions.weather:0", "functions.clock:1"]
 
 
 def test_no_opening_begins_with_another() -> None:
-    """So a tag is certain with its last character."""
+    """No opening tag begins with another one, so that a tag is certain at its last character."""
     for each in FORMATS:
         assert [other.opening for other in FORMATS if each.opening.startswith(other.opening)] == [each.opening]
 
 
 def test_every_format_of_mlx_lm_is_known() -> None:
-    """A parser that a newer mlx-lm brings has tags that are read here, too."""
+    """Every parser of the installed mlx-lm has its tags here, so that a new one is noticed."""
     from mlx_lm import tool_parsers
 
     names = [module.name for module in pkgutil.iter_modules(tool_parsers.__path__)]
@@ -334,7 +334,7 @@ def test_every_format_of_mlx_lm_is_known() -> None:
 
 
 def test_a_models_formats_are_those_of_its_template_and_its_vocabulary() -> None:
-    """Either tells; models leave out one of two tags."""
+    """Either template or vocabulary identifies a format, as models leave out one of two tags."""
     assert own_formats("{{ '[TOOL_CALLS]' }}", lambda token: False) == {"[TOOL_CALLS]"}
     assert own_formats("", lambda token: token == "<|tool_call_start|>") == {"<|tool_call_start|>"}
     assert own_formats("<tool_call>", lambda token: False) == {"<tool_call>", "<function="}
@@ -342,6 +342,6 @@ def test_a_models_formats_are_those_of_its_template_and_its_vocabulary() -> None
 
 
 def test_tags_without_end_take_no_time() -> None:
-    """An answer that is nothing but opening tags and brackets is text, in time that grows with its length."""
+    """An answer of opening tags and brackets only is text, in time proportional to its length."""
     for text in ("<tool_call>{" * 5000, "<tool_call>\n" * 5000, "\n[weather(" * 5000, "```json\n{" * 5000):
         assert read(text, cuts=range(0, len(text), 7)) == (text, [])

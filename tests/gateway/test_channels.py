@@ -18,7 +18,7 @@ marks = st.sampled_from(
 
 
 def cut(*texts: str, opening: str = OPENING, functions=("add",)) -> list[tuple[str, str, str]]:
-    """Kind, function and text of what is shown."""
+    """Kind, function and text of each segment that is shown."""
     segmenter = ChannelSegmenter(opening, functions)
     segments = [segment for text in texts for segment in segmenter.feed(text)] + segmenter.finish(is_whole=True)
     assert "".join(segment.text for segment in segments) == "".join(texts)
@@ -33,7 +33,7 @@ def test_pieces_do_not_matter(texts) -> None:
 
 
 def test_analysis_is_reasoning_and_final_is_the_answer() -> None:
-    """Whatever the pieces are."""
+    """The analysis channel is reasoning and the final channel the answer, whatever the pieces."""
     texts = [
         "<|chan",
         "nel|>analysis<|message|>Think",
@@ -57,51 +57,51 @@ def test_analysis_is_reasoning_and_final_is_the_answer() -> None:
     ],
 )
 def test_what_goes_to_a_function_is_a_call(header) -> None:
-    """Wherever the header names the recipient."""
+    """A message with a recipient is a call, wherever the header names it."""
     answer = f'{ANALYSIS}<|start|>assistant{header}{{"a": 1}}<|call|>'
     assert cut(answer) == [("reasoning", "", "Think."), ("call", "add", '{"a": 1}')]
 
 
 def test_a_channel_may_stand_in_the_place_of_the_role() -> None:
-    """As in long conversations, where models leave out the role."""
+    """The channel's name may replace the role, as models do in long conversations."""
     assert cut(f"{ANALYSIS}<|start|>final<|message|>42") == [("reasoning", "", "Think."), ("text", "", "42")]
 
 
 def test_a_call_may_have_no_arguments() -> None:
-    """Its header alone tells of it."""
+    """A header alone makes a call without arguments."""
     assert cut("<|channel|>commentary to=functions.add<|message|>") == [("call", "add", "")]
 
 
 def test_a_header_that_a_prompt_gives_begins_a_call() -> None:
-    """For a call that is forced."""
+    """A header at the end of the prompt begins a call, as for forced calls."""
     assert cut("{}", opening=OPENING + call_header("add")) == [("call", "add", "{}")]
 
 
 def test_a_preamble_is_shown() -> None:
-    """What is said before a call is for the user."""
+    """Text that precedes a call is for the user."""
     preamble = "<|channel|>commentary<|message|>I add.<|end|>"
     call = "<|start|>assistant to=functions.add<|channel|>commentary<|message|>{}"
     assert cut(preamble, call) == [("text", "", "I add."), ("call", "add", "{}")]
 
 
 def test_tools_that_nobody_runs_are_thoughts() -> None:
-    """Those built in by OpenAI, and all of them where the request has none."""
+    """Calls of OpenAI's built-in tools are reasoning, and all calls if the request has no tools."""
     python = "<|channel|>analysis to=python code<|message|>1+1<|end|>"
     call = "<|start|>assistant<|channel|>commentary to=functions.add<|message|>{}"
     assert cut(python + call, functions=None) == [("reasoning", "", "1+1{}")]
 
 
 def test_the_prompt_may_have_begun_the_message() -> None:
-    """A prefix in the final channel goes on as the answer; a header that was begun, as a header."""
+    """A prefix in the final channel is continued as the answer, and a partial header as a header."""
     assert cut(" is 42", opening=OPENING + "<|channel|>final<|message|>It") == [("text", "", " is 42")]
     assert cut("<|message|>42", opening=OPENING + "<|channel|>final") == [("text", "", "42")]
 
 
 def test_text_without_a_header_is_the_answer() -> None:
-    """A model that writes no channels says something all the same."""
+    """Text without any channel is the answer."""
     assert cut("An apple", "<|end|>") == [("text", "", "An apple")]
 
 
 def test_a_header_that_was_cut_off_is_not_shown() -> None:
-    """Half of it is no text."""
+    """A header that was cut off is not shown."""
     assert cut(ANALYSIS + "<|start|>assistant<|chan") == [("reasoning", "", "Think.")]

@@ -1,4 +1,4 @@
-"""Schemas whose objects hold what they name."""
+"""Schemas whose objects allow no properties but those that they name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLOSED = {**ITEM, "additionalProperties": False}
     ],
 )
 def test_objects_are_closed(given, expected) -> None:
-    """Wherever they stand; the given schema stays as it was."""
+    """Objects are closed at any depth, and the given schema is not changed."""
     before = copy.deepcopy(given)
     assert closed(given) == expected
     assert given == before
@@ -48,12 +48,14 @@ def test_objects_are_closed(given, expected) -> None:
     ],
 )
 def test_what_may_hold_more_is_left_as_it_is(given) -> None:
-    """Where the schema says so, or where properties are named in several places, which would exclude each other."""
+    """Schemas that allow more, or name properties in several places that would exclude each other, are left as they
+    are.
+    """
     assert closed(given) == given
 
 
 def test_depth_is_bounded() -> None:
-    """What is too deep for the compiler is not walked either."""
+    """A schema too deep for the compiler is not traversed."""
     deep = ITEM
     for _ in range(900):
         deep = {"items": deep}

@@ -1,4 +1,4 @@
-"""Clients that hold connections and send nothing, or read nothing: they get in nobody's way."""
+"""Clients that hold connections and send or read nothing do not block others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def connected(port) -> socket.socket:
 
 @pytest.fixture(scope="module")
 def narrow(served):
-    """A gateway that may open few files."""
+    """A gateway with a low limit on open files."""
     process = GatewayProcess(served.pipeline, served.addresses, ("--model-name", "tiny"), num_files=NUM_FILES)
     try:
         yield process
@@ -50,7 +50,7 @@ def narrow(served):
 
 @pytest.mark.parametrize("kind", ["silent", "half a second header", "no body"])
 def test_idle_connections_lock_nobody_out(narrow, kind) -> None:
-    """More than there may be files, each kept by its client: others are answered as before, and the log stays short."""
+    """With more idle connections than file descriptors, others are answered as before, and the log stays short."""
     port = int(narrow.url.rpartition(":")[2])
     with contextlib.ExitStack() as stack:
         kept = []
@@ -71,13 +71,13 @@ def test_idle_connections_lock_nobody_out(narrow, kind) -> None:
 
 
 async def unending():
-    """Much, and then nothing more."""
+    """Send much, then nothing more."""
     yield BIG
     await asyncio.Event().wait()
 
 
 async def application(scope, receive, send) -> None:
-    """Answers much where that is asked for, and reads no body unless it is POST."""
+    """Answers at length on request, and reads a body only for POST."""
     if scope["method"] == "POST":
         while (await receive()).get("more_body"):
             pass
@@ -92,7 +92,7 @@ async def application(scope, receive, send) -> None:
 
 @contextmanager
 def listening(*, keys=None, num=8, stall_s=STALL_S):
-    """The connections and the gate of a gateway before that application; its port, and the server's own books."""
+    """The connections and the gate of a gateway before that application; its port, and the server's own list."""
     app = RequestCheck(application, keys=keys or Keys(), stall_s=stall_s)
     kind = protocol(Limits(num=num, stall_s=stall_s), lambda status, message: PlainTextResponse(message, status))
     server = uvicorn.Server(uvicorn.Config(app, http=kind, log_config=None, lifespan="off", port=0))
@@ -108,7 +108,9 @@ def listening(*, keys=None, num=8, stall_s=STALL_S):
 
 
 def answered(connection) -> bytes:
-    """The status line of what comes, or nothing if the other side ends it; of a good answer all is read, or much."""
+    """The status line of a response, or nothing if the other side closes; a good response is read whole, or in large
+    part.
+    """
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while not received or (
@@ -133,7 +135,7 @@ def answered(connection) -> bytes:
     ids=["nothing", "half", "second half", "third begun", "pipelined half", "body unread"],
 )
 def test_a_request_that_does_not_come_ends_its_connection(sent) -> None:
-    """Whichever of a connection's requests it is, and whatever comes of it meanwhile."""
+    """A request that does not arrive ends its connection, whether it is the first one or a later one."""
     with listening() as (port, state), connected(port) as connection:
         for part in sent:
             connection.sendall(part)
@@ -145,7 +147,7 @@ def test_a_request_that_does_not_come_ends_its_connection(sent) -> None:
 
 
 def test_a_body_that_drips_is_refused() -> None:
-    """A byte now and then is not enough, however often it comes."""
+    """A body that arrives a byte now and then is refused, however often a byte comes."""
     with listening() as (port, _), connected(port) as connection:
         connection.sendall(BODILESS)
         ended = threading.Event()
@@ -165,7 +167,7 @@ def test_a_body_that_drips_is_refused() -> None:
 
 
 def test_a_body_after_a_refusal_ends_its_connection() -> None:
-    """Without a key nobody's body is waited for, however it drips."""
+    """Without a key no body is waited for, however slowly it arrives."""
     keys = Keys(digests=(digest_of("k" * 32),))
     with listening(keys=keys) as (port, state), connected(port) as connection:
         connection.sendall(BODILESS)
@@ -178,7 +180,7 @@ def test_a_body_after_a_refusal_ends_its_connection() -> None:
 @pytest.mark.parametrize("path", [b"/big", b"/stream"])
 @pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"])
 def test_an_answer_that_nobody_reads_ends_its_connection(path, ending) -> None:
-    """The last of it would lie here for ever, whether the connection was to stay or not; a stream's comments, too."""
+    """An answer that is not read would be kept for ever: its connection is closed, a stream's comments included."""
     with listening(stall_s=0.1) as (port, state), connected(port) as connection:
         connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + ending + b"\r\n")
         assert answered(connection) == b"HTTP/1.1 200 OK"
@@ -186,7 +188,7 @@ def test_an_answer_that_nobody_reads_ends_its_connection(path, ending) -> None:
 
 
 def test_an_answer_that_is_read_slowly_is_given_whole() -> None:
-    """A client that reads a little at a time is waited for much longer than one that reads nothing."""
+    """A client that reads slowly is waited for much longer than one that reads nothing."""
     with listening(stall_s=0.1) as (port, state), socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", port))
@@ -203,14 +205,14 @@ def test_an_answer_that_is_read_slowly_is_given_whole() -> None:
 
 
 class Client:
-    """A connection that is nothing but its client's address."""
+    """A connection that has only its client's address."""
 
     def __init__(self, address: str) -> None:
         self.address = address
 
 
 def test_room_is_made_at_the_address_that_has_most() -> None:
-    """One address with many connections pushes none of another's out, though that has waited longer."""
+    """The address with the most connections loses one, even if another address's has waited longer."""
     waiting = Waiting()
     other, *many = (Client(address) for address in ("10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"))
     for connection in (other, *many):
@@ -223,7 +225,7 @@ def test_room_is_made_at_the_address_that_has_most() -> None:
 
 
 def test_the_connection_that_waits_longest_makes_room() -> None:
-    """One more than there may be: a client that has just come keeps its own."""
+    """One connection too many closes the one that has waited longest, not the newest."""
     with listening(num=3, stall_s=60) as (port, state), contextlib.ExitStack() as stack:
         first, second, third = (stack.enter_context(connected(port)) for _ in range(3))
         wait_until(lambda: len(state.connections) == 3)
@@ -237,7 +239,7 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
 
 
 def test_a_large_body_passes_whole() -> None:
-    """At the speed of a machine's own network, and up to the last byte."""
+    """A large body arrives complete, at the speed of a local network."""
     with listening(stall_s=5) as (port, _):
         url = f"http://127.0.0.1:{port}/"
         assert httpx.post(url, content=b"x" * MAX_BODY_BYTES, timeout=60).status_code == 200

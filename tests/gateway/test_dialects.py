@@ -1,4 +1,4 @@
-"""Schemas of older drafts and other programs, in the words that the compiler knows."""
+"""Schemas of older drafts and other programs, translated into keywords that the compiler knows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def grammar_of(schema) -> dict:
 
 @pytest.mark.parametrize(("schema", "fits", "fails"), FOLLOWED)
 def test_a_schema_is_followed_whatever_its_dialect(schema, fits, fails) -> None:
-    """What fits it is let through to its end, and what does not is not; the client's schema stays as it was."""
+    """A fitting answer is accepted to its end, another is not, and the client's schema stays unchanged."""
     before = copy.deepcopy(schema)
     for text, is_fit in ((fits, True), (fails, False)):
         one = matcher(schema)
@@ -92,14 +92,14 @@ def test_a_schema_is_followed_whatever_its_dialect(schema, fits, fails) -> None:
 
 @pytest.mark.parametrize(("schema", "reason"), REFUSED)
 def test_what_is_not_a_schema_is_refused(schema, reason) -> None:
-    """With what it is."""
+    """A value that is not a schema is refused with its type."""
     with pytest.raises(ValueError, match=reason):
         plain_schema(schema)
 
 
 @pytest.mark.parametrize(("schema", "keyword"), UNKNOWN)
 def test_what_cannot_be_followed_is_refused_by_name(schema, keyword) -> None:
-    """Never left out: an answer that does not fit would be taken for one that does."""
+    """A keyword that cannot be followed is refused by name, never ignored."""
     assert keyword in grammar_of(schema)["error"]
 
 
@@ -122,6 +122,6 @@ values = st.recursive(
 
 @given(schemas, values)
 def test_what_fits_the_plain_schema_fits_the_given_one(schema, value) -> None:
-    """Rewriting never lets through what the client's schema, read as its draft is, does not."""
+    """A translated schema accepts nothing that the client's schema rejects under its own draft."""
     if jsonschema_rs.Draft202012Validator(plain_schema(schema)).is_valid(value):
         assert jsonschema_rs.Draft7Validator(schema).is_valid(value)

@@ -1,4 +1,4 @@
-"""HTTP at its edges: what proxies, load balancers, probes and hostile clients send, byte by byte."""
+"""HTTP edge cases: what proxies, load balancers, probes and hostile clients send, byte by byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOMB = gzip.compress(b" " * (64 << 20))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What is sent: a request's line, headers and body."""
+    """A request: its line, headers and body."""
 
     line: str = "POST /v1/chat/completions HTTP/1.1"
     headers: tuple[str, ...] = ("Host: localhost", JSON)
@@ -263,7 +263,7 @@ def exchange(url: str, sent: Sent) -> Answer:
 
 @pytest.mark.parametrize("name", CASES)
 def test_odd_requests_get_the_right_status(gateway, name) -> None:
-    """Each is answered soon, refusals as JSON that says why, and none hurts the gateway."""
+    """Each request is answered quickly, refusals as JSON with the reason, and the gateway stays alive."""
     sent = CASES[name]
     began_at = time.monotonic()
     answer = exchange(gateway.url, sent)
@@ -295,12 +295,12 @@ def test_odd_requests_get_the_right_status(gateway, name) -> None:
     ],
 )
 def test_paths_are_brought_into_their_form(sent, expected) -> None:
-    """Slashes that are doubled or trail, a /v1 that lacks or is there twice."""
+    """Doubled and trailing slashes are removed, and a missing or doubled /v1 is corrected."""
     assert plain_path(sent) == expected
 
 
 def test_whole_urls_have_a_host_of_their_own() -> None:
-    """Which is checked as the Host header is."""
+    """The host of a whole URL is checked as the Host header is."""
     assert split_target("/v1/models") == (None, "/v1/models")
     assert split_target("http://a.example:1/x") == ("a.example:1", "/x")
     assert split_target("https://a.example") == ("a.example", "/")

@@ -1,4 +1,4 @@
-"""Fields of requests: forms of numbers and flags, what is named as ignored, what is put into another form."""
+"""Fields of requests: forms of numbers and flags, names of ignored fields, and conversions."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ STRICT = {"strict": True}
 
 @pytest.mark.parametrize(("sent", "meant"), [(20, 20), (20.0, 20), ("20", 20), (" 20 ", 20), ("-1", -1), ("2e1", 20)])
 def test_whole_numbers_have_several_forms(sent, meant) -> None:
-    """As JSON's floats, and in quotes."""
+    """Whole numbers may be JSON floats or quoted."""
     assert TypeAdapter(Whole).validate_python(sent, **STRICT) == meant
 
 
 @pytest.mark.parametrize("sent", [True, 1.5, "1.5", "many", "", "nan", "inf", "1" * 40, [], {}])
 def test_what_is_not_whole_is_refused(sent) -> None:
-    """A flag is not a number, and half a token not a whole."""
+    """Flags and fractions are refused as whole numbers."""
     with pytest.raises(ValidationError):
         TypeAdapter(Whole).validate_python(sent, **STRICT)
 
 
 @pytest.mark.parametrize(("sent", "meant"), [(1, 1.0), ("0.5", 0.5), (".5", 0.5), ("1e-3", 0.001)])
 def test_numbers_have_several_forms(sent, meant) -> None:
-    """A number in quotes is one."""
+    """A quoted number is a number."""
     assert TypeAdapter(Real).validate_python(sent, **STRICT) == meant
 
 
 @pytest.mark.parametrize(("sent", "meant"), [(True, True), (1, True), (0.0, False), ("TRUE", True), ("off", False)])
 def test_flags_have_several_forms(sent, meant) -> None:
-    """0 and 1, and words; no other number."""
+    """0, 1 and words are flags; other numbers are not."""
     assert TypeAdapter(Flag).validate_python(sent, **STRICT) is meant
     with pytest.raises(ValidationError):
         TypeAdapter(Flag).validate_python(2, **STRICT)
 
 
 def test_ignored_fields_are_named_at_every_depth() -> None:
-    """Not null ones, nor those that only keep books or have the value at which they do nothing."""
+    """Null fields, and those without effect at their value, are not named."""
     body = chat_request(
         messages=HI,
         odd=1,
@@ -67,7 +67,7 @@ def test_ignored_fields_are_named_at_every_depth() -> None:
 
 
 def test_fields_of_messages_are_ignored_where_the_template_does_not_read_them() -> None:
-    """By whatever name its loop has for a message."""
+    """The template's reads are recognised by whatever name its loop gives a message."""
     body = chat_request(messages=[{**HI[0], "name": "bob", "odd": 1, "tool_call_id": "c"}])
     for template, names in {
         "{% for m in messages %}{{ m.content }}{% endfor %}": ["messages[0].name", "messages[0].odd"],
@@ -80,7 +80,7 @@ def test_fields_of_messages_are_ignored_where_the_template_does_not_read_them() 
 
 
 def test_a_header_names_so_many_and_no_more() -> None:
-    """On one line of printable ASCII, whatever the names."""
+    """The header has a bounded number of names, on one line of printable ASCII."""
     header = header_of([f"x{index}\r\n世" for index in range(10_000)])
     assert header.isascii()
     assert header.isprintable()
@@ -104,20 +104,20 @@ def test_a_header_names_so_many_and_no_more() -> None:
     ],
 )
 def test_a_wrong_value_is_told_as_it_was_sent(fields, message) -> None:
-    """With what was expected in its place."""
+    """The error shows the value as it was sent and what was expected."""
     with pytest.raises(Refusal) as refused:
         chat_request(**{"messages": HI, **fields})
     assert refused.value.message.startswith(message)
 
 
 def test_long_values_are_told_by_their_beginning() -> None:
-    """And nothing that JSON cannot hold."""
+    """The error shows the beginning of a long value, and only what JSON can hold."""
     assert len(shown("x" * 1000)) < 100
     assert shown([1] * 1000) == "a list of 1000"
 
 
 def test_functions_become_tools() -> None:
-    """With their history, and one call at a time."""
+    """`functions` become tools, with their history and one call at a time."""
     fields = {
         "functions": [{"name": "f"}],
         "function_call": {"name": "f"},
@@ -138,7 +138,7 @@ def test_functions_become_tools() -> None:
 
 
 def test_rules_mask_tokens_one_by_one() -> None:
-    """Ids, ends before their time, and words of several tokens; never all of them."""
+    """Ids, early ends and words of several tokens are forbidden; never all tokens."""
     rules = TokenRules(num_ids=10, allowed=0b11_1111_1110, ends=0b10, min_tokens=1, bad=((3,), (4, 5)))
     grammar = rules.around(None)
 
@@ -156,7 +156,7 @@ def test_rules_mask_tokens_one_by_one() -> None:
 
 
 class Vocabulary:
-    """A tokenizer of names alone."""
+    """A tokenizer that knows only the names of tokens."""
 
     eos_ids = frozenset({0})
 
@@ -177,12 +177,12 @@ class Vocabulary:
     ],
 )
 def test_models_are_asked_to_fill_in_by_their_own_tokens(names, prompt) -> None:
-    """In the order their cards give."""
+    """Prefix and suffix are ordered as the model's card says."""
     infill = find_infill(Vocabulary(*names, "<|endoftext|>"))
     assert infill.prompt([9], [50], [60]) == prompt
     assert infill.end_ids >= {0, 1, 2, len(names) + 1}
 
 
 def test_models_without_the_tokens_cannot_fill_in() -> None:
-    """Nor with some of them."""
+    """A model that lacks any of the tokens cannot fill in."""
     assert find_infill(Vocabulary("<|fim_prefix|>", "<|fim_suffix|>")) is None

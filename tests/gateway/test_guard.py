@@ -1,4 +1,4 @@
-"""Who may call: keys on every route, Host, Origin, and where a gateway listens at all."""
+"""Access to a gateway: keys on every route, Host, Origin, and the addresses that it may listen at."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def key_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def keys(key_file):
-    """Two keys of a file."""
+    """A file with two keys."""
     return [new_key(key_file), new_key(key_file)]
 
 
 @pytest.fixture(scope="module")
 def guarded(served, key_file, keys):
-    """A gateway that wants a key, and knows a page."""
+    """A gateway that requires a key and allows one page's origin."""
     process = GatewayProcess(
         served.pipeline,
         served.addresses,
@@ -73,7 +73,7 @@ def routes(guarded, key):
     ],
 )
 def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
-    """Every route of the OpenAPI file and those that are not in it."""
+    """Every route of the OpenAPI file, and the others, require a key."""
     with httpx.Client(base_url=guarded.url, timeout=60) as client:
         for method, path in routes(guarded, keys[0]):
             answer = client.request(method, path.replace("{name}", "tiny"), headers=headers)
@@ -84,7 +84,9 @@ def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
 
 
 def test_each_key_opens(guarded, keys) -> None:
-    """As a bearer, as Anthropic's clients send it, as a browser's password; from the file and the environment."""
+    """A key works as a bearer token, as Anthropic's header and as a browser's password; from the file and the
+    environment.
+    """
     basic = base64.b64encode(f"me:{keys[1]}".encode()).decode()
     for headers in (
         {"Authorization": f"Bearer {keys[0]}"},
@@ -97,7 +99,7 @@ def test_each_key_opens(guarded, keys) -> None:
 
 
 def test_keys_share_no_prefix(guarded, keys) -> None:
-    """What one key's requests left on the nodes is not told to another's, not even by its time."""
+    """One key's cached prefixes are not used for another key, so that timing reveals nothing."""
 
     def cached(key):
         body = {"prompt": "KEYS" * 40, "max_tokens": 1}
@@ -110,7 +112,7 @@ def test_keys_share_no_prefix(guarded, keys) -> None:
 
 
 def test_an_empty_bearer_does_where_no_key_is_set(gateway) -> None:
-    """Clients send one if they have none."""
+    """Without a configured key an empty bearer is accepted, as some clients always send one."""
     for value in ("Bearer", "Bearer anything"):
         answer = WEB.get(f"{gateway.url}/v1/models", headers={"Authorization": value})
         assert answer.status_code == 200
@@ -118,19 +120,19 @@ def test_an_empty_bearer_does_where_no_key_is_set(gateway) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "10.0.0.9", "", "[::"])
 def test_other_hosts_are_refused(gateway, host) -> None:
-    """A name that was pointed at this machine by somebody else."""
+    """A Host that is not the gateway's is refused, as in DNS rebinding."""
     answer = WEB.get(f"{gateway.url}/health", headers={"Host": host})
     assert answer.status_code in (400, 403)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]", "LOCALHOST:80"])
 def test_loopback_has_its_names(gateway, host) -> None:
-    """By any port: a tunnel may change it."""
+    """Loopback names are accepted with any port, as a tunnel may change it."""
     assert WEB.get(f"{gateway.url}/health", headers={"Host": host}).status_code == 200
 
 
 def test_pages_of_other_origins_may_not_post(gateway) -> None:
-    """And may not read, as no header lets them; the gateway's own page may."""
+    """Other origins may not post, and no header lets them read; the gateway's own page may post."""
     url = f"{gateway.url}/v1/completions"
     body = {"prompt": "A", "max_tokens": 1}
     for origin in ("https://evil.example", "null", gateway.url.replace("http", "https") + "0"):
@@ -143,7 +145,7 @@ def test_pages_of_other_origins_may_not_post(gateway) -> None:
 
 
 def test_a_page_that_is_known_may(guarded, keys) -> None:
-    """Its browser is told so before it sends a key, and with each answer."""
+    """An allowed page gets CORS headers in the preflight, before it sends a key, and in each answer."""
     url = f"{guarded.url}/v1/completions"
     asked = WEB.options(
         url,
@@ -163,7 +165,7 @@ def test_a_page_that_is_known_may(guarded, keys) -> None:
 
 
 def test_a_gateway_off_loopback_needs_a_key_or_a_word() -> None:
-    """Nobody opens a model to a network by accident."""
+    """Listening off loopback requires a key or the explicit option."""
     with pytest.raises(AddressError, match="API key"):
         check_host(GatewaySettings(host="0.0.0.0"))
     check_host(GatewaySettings(host="0.0.0.0", insecure_lan=True))
@@ -171,7 +173,7 @@ def test_a_gateway_off_loopback_needs_a_key_or_a_word() -> None:
 
 
 def test_keys_are_kept_as_digests(tmp_path, monkeypatch) -> None:
-    """A file with a key as it is, or an empty one, is refused; so is a short key."""
+    """A file with a plain key, an empty file and a short key are refused."""
     monkeypatch.delenv("SHARDHUB_API_KEY", raising=False)
     file = tmp_path / "keys"
     key = new_key(file)

@@ -1,4 +1,4 @@
-"""Tokens told apart by what they wrote."""
+"""Tokens attributed to the text that they wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def write(ledger: Ledger, *lengths: int) -> None:
 
 
 def test_a_token_counts_where_its_characters_stand() -> None:
-    """One that ends the reasoning and begins the text is of both; tags are of neither."""
+    """A token that ends reasoning and begins text counts for both; tags count for neither."""
     ledger = Ledger(keeps=True)
     write(ledger, 7, 3, 4, 10, 2)  # <think> | abc | d</t | hink>\n\nxy | z!
     ledger.place(7, is_reasoning=False, at=None)
@@ -25,7 +25,7 @@ def test_a_token_counts_where_its_characters_stand() -> None:
 
 
 def test_a_part_of_a_character_counts_with_it() -> None:
-    """A token that wrote nothing yet waits for the next."""
+    """A token that has written no character yet counts with the next one."""
     ledger = Ledger(keeps=True)
     write(ledger, 2, 0, 1)
     ledger.place(2, is_reasoning=True, at=None)
@@ -36,7 +36,7 @@ def test_a_part_of_a_character_counts_with_it() -> None:
 
 
 def test_an_entry_is_told_once_its_text_is_shown() -> None:
-    """What a stop string may yet take away is kept; at the end nothing waits."""
+    """A token is reported once no stop string can remove its text; at the end all are reported."""
     ledger = Ledger(keeps=True)
     write(ledger, 2, 2, 0)
     ledger.place(4, is_reasoning=False, at=0)

@@ -1,4 +1,4 @@
-"""Clients that go away, too many of them, nodes that go away, and a gateway that is told to."""
+"""Clients that leave, too many clients, lost nodes, and signals to a gateway."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SEEN_S = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A chain of two nodes, the first behind a line that can be slowed down: answers on it then take their time."""
+    """A chain of two nodes, the first behind a line that can be slowed down to slow the answers."""
 
     pipeline: Path
     started: list[nodes.Node]
@@ -52,17 +52,17 @@ class Pair:
 
 
 def sessions(http) -> list[int | None]:
-    """By node; None where one did not answer."""
+    """The number of sessions on each node; None if a node did not answer."""
     return [node.get("sessions") for node in http.get("/shardhub/state").json()["nodes"]]
 
 
 def answers(http) -> int:
-    """On their way, or waiting; told while the chain is broken, too."""
+    """The number of answers in progress or waiting, also while the chain is broken."""
     return http.get("/shardhub/state").json()["requests"]["answers"]
 
 
 def asked(url, body) -> socket.socket:
-    """A connection on which a chat was asked for, and nothing is read."""
+    """A connection on which a chat request was sent, and nothing is read."""
     content = json.dumps(body).encode()
     connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
     connection.sendall(
@@ -79,7 +79,7 @@ def first_chunks(stream, num=3):
 
 @contextmanager
 def two_nodes(folder):
-    """A chain of two sessions."""
+    """A chain with room for two sessions."""
     pipeline = cut.cut(save_model(folder / "model"), folder / "out", (3,))
     started = nodes.start(
         (cut.shard_folder(pipeline, 0),),
@@ -96,7 +96,7 @@ def two_nodes(folder):
 
 @contextmanager
 def gateway_of(chain):
-    """A gateway with a queue of one, which does not wait long for a lost node."""
+    """A gateway with a queue of one and a short wait for lost nodes."""
     options = ("--model-name", "tiny", "--max-queue", "1", "--recover-wait", "1", "--no-local")
     process = GatewayProcess(chain.pipeline, chain.addresses, options)
     try:
@@ -119,7 +119,7 @@ def small(pair):
 
 @pytest.mark.parametrize("stream", variants([True, False]))
 def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
-    """While tokens are drawn: no session is left on any node, and nothing is counted any more."""
+    """A client leaves during the answer: no session is left on any node, and no answer is counted as running."""
     with httpx.Client(base_url=slow_gateway.url, timeout=60) as http:
         wait_until(lambda: sessions(http) == [0, 0])
         connection = asked(slow_gateway.url, {**LONG, "max_tokens": 450, "stream": stream})
@@ -133,7 +133,7 @@ def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
 
 
 def test_too_many_are_told_at_once(pair, small) -> None:
-    """Two run, one waits, the next is refused and waits for none of them, with a time to come back.
+    """Two run, one waits, and the next is refused at once with a time to retry.
 
     The client retries by itself.
     """
@@ -156,7 +156,7 @@ def test_too_many_are_told_at_once(pair, small) -> None:
 
 
 def test_a_waiting_client_that_goes_away_makes_room(pair, small) -> None:
-    """Its place in the queue is free at once."""
+    """A waiting client that leaves frees its place in the queue at once."""
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=small.url, timeout=60) as http:
         with pair.slowed():
             running = [pool.submit(http.post, "/v1/chat/completions", json=LONG) for _ in range(2)]
@@ -170,7 +170,7 @@ def test_a_waiting_client_that_goes_away_makes_room(pair, small) -> None:
 
 
 def test_a_drain_finishes_what_is_on_its_way(pair) -> None:
-    """New requests are refused, a stream goes on to its [DONE], and the process ends with 0."""
+    """New requests are refused, a running stream ends with its [DONE], and the process exits with 0."""
     with gateway_of(pair) as process, httpx.Client(base_url=process.url, timeout=60) as http, pair.slowed():
         with http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as stream:
             _, lines = first_chunks(stream)
@@ -184,7 +184,7 @@ def test_a_drain_finishes_what_is_on_its_way(pair) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(pair) -> None:
-    """Without waiting for answers, which do not look whole."""
+    """A second signal does not wait for answers, which end with an error."""
     with gateway_of(pair) as process, pair.slowed():
         body = {**LONG, "max_tokens": 900, "stream": True}
         with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=body, timeout=60) as stream:
@@ -200,7 +200,7 @@ def test_a_second_signal_ends_it_at_once(pair) -> None:
 
 
 def test_a_node_lost_in_mid_stream_is_an_error_event(tmp_path) -> None:
-    """After what was said, and without [DONE]: OpenAI's client raises; later requests get a status.
+    """The error event follows the text so far, without [DONE]: OpenAI's client raises; later requests get a status.
 
     Who watches the chain sees it within seconds.
     """
@@ -237,7 +237,7 @@ def test_a_node_lost_in_mid_stream_is_an_error_event(tmp_path) -> None:
 
 
 def test_a_node_lost_in_mid_stream_is_an_error_in_every_api(tmp_path) -> None:
-    """Clients of OpenAI's newer API and of Anthropic's raise, too: what they have is not a whole answer."""
+    """Clients of the Responses API and of Anthropic's raise, too, so that no partial answer looks whole."""
     import anthropic
 
     with two_nodes(tmp_path) as chain, gateway_of(chain) as process, chain.slowed():
@@ -265,7 +265,7 @@ def test_a_node_lost_in_mid_stream_is_an_error_in_every_api(tmp_path) -> None:
 
 
 def first_loss(url) -> float:
-    """When the feed of a chain first shows a node that is not there; its stages are told before."""
+    """The chain feed's first event with a lost node; the event of its stages comes before."""
     with httpx.stream("GET", f"{url}/shardhub/events", timeout=60) as stream:
         for line in stream.iter_lines():
             if not line.startswith("data: "):
@@ -279,7 +279,7 @@ def first_loss(url) -> float:
 
 @pytest.mark.parametrize("stream", variants([True, False]))
 def test_a_client_that_leaves_while_a_node_is_away_holds_up_nobody(pair, stream) -> None:
-    """Its request ends at once; when the node is back, the next one is answered, by whichever API it comes."""
+    """The request ends at once; when the node is back, the next one is answered, whichever API it uses."""
     options = ("--model-name", "tiny", "--recover-wait", "600", "--no-local")
     body = {"messages": HI, "max_tokens": 2}
     process = GatewayProcess(pair.pipeline, pair.addresses, options)
@@ -303,7 +303,7 @@ def test_a_client_that_leaves_while_a_node_is_away_holds_up_nobody(pair, stream)
 
 
 def test_silence_is_broken_by_comments(served) -> None:
-    """Streams whose prompt takes its time say how far it is; clients read over it."""
+    """A stream with a long prompt sends comments with its progress, which clients skip."""
     import asyncio
 
     from shardhub.gateway.events import EventStream

@@ -1,4 +1,4 @@
-"""What the API asks of the last stage, over a real chain, against plain MLX on the unsplit model."""
+"""Penalties, biases, likelihoods and masks over a real chain, against plain MLX on the unsplit model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def logprobs_of(logits):
 
 @pytest.mark.parametrize(("presence", "frequency"), variants([(1.5, 0.0), (0.0, 1.5), (1.0, -0.5)]))
 def test_penalties_count_the_answers_tokens_alone(pipeline, whole, presence, frequency) -> None:
-    """Each token of the answer is penalised once for being there, and once for each time; the prompt's are not."""
+    """Each token of the answer is penalised once for its presence and once for each occurrence; the prompt's not."""
 
     def change(logits, tokens):
         logits = logits.copy()
@@ -123,7 +123,7 @@ def test_a_bias_is_added_to_its_tokens_logit(pipeline, whole) -> None:
 
 
 def test_likeliest_tokens_are_the_unsplit_models(pipeline, whole) -> None:
-    """Ids in order of likelihood, log probabilities equal, and the drawn token's is the same float."""
+    """Ids are in order of likelihood, log probabilities are equal, and the drawn token's is the same float."""
     request = Request(prompt=PROMPT[:12], parameters=SamplingParameters(top_logprobs=20), max_tokens=6)
     tokens, _ = answer(pipeline, request)
     ids, all_logits = plain(whole, PROMPT[:12], 6)
@@ -137,7 +137,7 @@ def test_likeliest_tokens_are_the_unsplit_models(pipeline, whole) -> None:
 
 @pytest.mark.parametrize("num_top", variants([5, 0, 1]))
 def test_prompt_logprobs_are_the_unsplit_models(pipeline, whole, num_top) -> None:
-    """Every id of a prompt longer than two scored chunks, but the first, each from the ids before it."""
+    """Every id but the first has its log probability, in a prompt longer than two scored chunks."""
     assert len(PROMPT) > MAX_SCORED
     request = Request(
         prompt=PROMPT, parameters=SamplingParameters(top_logprobs=num_top), max_tokens=1, score=True, reuse=False
@@ -156,7 +156,7 @@ def test_prompt_logprobs_are_the_unsplit_models(pipeline, whole, num_top) -> Non
 
 
 def test_scoring_reuses_nothing(pipeline) -> None:
-    """A prompt that was run before is scored as a fresh one."""
+    """A prompt that was run before is scored like a fresh one."""
 
     async def run():
         async with scheduler_of(pipeline) as (scheduler, _):
@@ -174,7 +174,7 @@ def test_scoring_reuses_nothing(pipeline) -> None:
 
 
 class EvenOrOdd:
-    """Tokens alternate between odd and even ids."""
+    """A grammar in which odd and even ids alternate."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -187,7 +187,7 @@ class EvenOrOdd:
 
 
 def test_a_grammars_masks_reach_every_draw(pipeline, whole) -> None:
-    """The first token too; beside requests without a grammar, which are as they were."""
+    """Each draw follows its mask, the first one too; requests without a grammar are unaffected."""
 
     def change(logits, tokens):
         allowed = np.arange(tiny.VOCAB) % 2 == (len(tokens) + 1) % 2
@@ -223,7 +223,7 @@ class Broken:
 
 
 def test_a_grammar_that_fails_ends_its_own_request(pipeline, whole) -> None:
-    """With its error; a request beside it goes on."""
+    """The request ends with the grammar's error; a concurrent request goes on."""
 
     async def run():
         async with scheduler_of(pipeline) as (scheduler, _):
@@ -238,7 +238,7 @@ def test_a_grammar_that_fails_ends_its_own_request(pipeline, whole) -> None:
 
 
 def test_a_step_waits_for_its_mask_until_its_deadline(pipeline) -> None:
-    """A mask that comes late frees the step; one that never comes fails it; one that is too long is refused."""
+    """A late mask releases its step, a missing one fails it, and one that is too long is refused."""
     engine = Engine.start(cut.shards(pipeline, 0, 1), EngineSettings(context=64))
     try:
         import time
@@ -276,7 +276,7 @@ def test_a_step_waits_for_its_mask_until_its_deadline(pipeline) -> None:
 
 
 def test_targets_that_do_not_fit_are_refused() -> None:
-    """Bounds of what a request may ask are the parameters' own."""
+    """A step's targets must be within the parameters' bounds."""
     for bad in (
         {"presence_penalty": 2.5},
         {"frequency_penalty": float("nan")},
@@ -291,7 +291,7 @@ def test_targets_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_waiting_request_that_is_given_up_leaves_the_queue(pipeline) -> None:
-    """It takes no place, and no session is opened for it."""
+    """A waiting request that is given up takes no place, and no session is opened for it."""
 
     async def run():
         async with scheduler_of(pipeline, max_waiting=1) as (scheduler, engines):

@@ -1,4 +1,4 @@
-"""A gateway whose limits are strict, and whose model answers to any name."""
+"""A gateway with strict limits, whose model answers to any name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def strict(served):
 
 
 def test_any_name_is_the_models(strict) -> None:
-    """It is told back as it was asked for; the list has the pipeline's own."""
+    """The answer repeats the requested name; the list has the pipeline's own."""
     body = {"model": "claude-haiku-x", "messages": HI, "max_tokens": 1}
     assert strict.post("/v1/chat/completions", json=body).json()["model"] == "claude-haiku-x"
     assert strict.post("/v1/messages", json=body).json()["model"] == "claude-haiku-x"
@@ -37,7 +37,7 @@ def test_any_name_is_the_models(strict) -> None:
     ],
 )
 def test_a_limit_beyond_the_context_is_refused(strict, path, field, words) -> None:
-    """With the field, and the numbers that disagree."""
+    """The error names the field and both numbers."""
     refused = strict.post(path, json={"messages": HI, "max_tokens": CONTEXT, field: CONTEXT})
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == field
@@ -55,7 +55,7 @@ def test_a_limit_beyond_the_context_is_refused(strict, path, field, words) -> No
 )
 @pytest.mark.parametrize("num_chars", [CONTEXT, 3 * CONTEXT])
 def test_a_prompt_beyond_the_context_is_the_field_that_is_wrong(http, path, field, num_chars) -> None:
-    """Not the limit of the answer beside it, however little the prompt is too long."""
+    """The prompt is blamed, not the limit of the answer, however little the prompt exceeds the context."""
     text = "A" * num_chars
     body = {field: text if field in ("prompt", "input") else [{"role": "user", "content": text}], "max_tokens": 8}
     refused = http.post(path, json=body)

@@ -31,7 +31,7 @@ def messages(role, content, tools=None):
     ],
 )  # fmt: skip
 def test_results_of_tools_stand_for_themselves(content, result) -> None:
-    """Before what the user says, whatever is in them."""
+    """Tool results become messages of their own before the user's text, whatever they contain."""
     block = {"type": "tool_result", "tool_use_id": "t", "content": content}
     said = messages("user", [{"type": "text", "text": "so"}, block])
     assert said[0] == {"role": "tool", "tool_call_id": "t", "content": result}
@@ -40,7 +40,7 @@ def test_results_of_tools_stand_for_themselves(content, result) -> None:
 
 
 def test_an_assistants_turn_is_one_message() -> None:
-    """Text, thinking and calls; what a server's tool did is carried as text, and what is redacted goes."""
+    """Text, thinking and calls are one message; results of server tools become text, redacted blocks are dropped."""
     blocks = [
         {"type": "thinking", "thinking": "hm", "signature": ""},
         {"type": "redacted_thinking", "data": "x"},
@@ -57,7 +57,7 @@ def test_an_assistants_turn_is_one_message() -> None:
 
 
 def test_tools_come_and_go_with_messages() -> None:
-    """Claude Code adds tools in the middle of a conversation."""
+    """Tools that are added in mid-conversation, as by Claude Code, are offered from then on."""
     tools = MessageTools()
     tools.add([{"name": "f"}, {"type": "bash_20250124", "name": "bash"}, {"type": "web_search_20250305"}], "tools")
     assert messages("user", [{"type": "tool_addition", "tool": {"name": "g", "input_schema": {}}}], tools) == []
@@ -69,7 +69,7 @@ def test_tools_come_and_go_with_messages() -> None:
 
 
 def test_instructions_are_a_line_each() -> None:
-    """A text, or blocks with marks for caches."""
+    """Instructions may be a text, or blocks with cache marks; each block is a line."""
     blocks = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}]
     assert instructions(blocks, "system") == "a\nb"
     assert instructions("a", "system") == "a"
@@ -85,7 +85,7 @@ def test_instructions_are_a_line_each() -> None:
     ],
 )
 def test_what_is_malformed_is_refused(content, param) -> None:
-    """With its place."""
+    """The error names the place of the malformed part."""
     with pytest.raises(Refusal) as caught:
         messages("user", content)
     assert caught.value.param == param

@@ -1,4 +1,4 @@
-"""What the API asks of the last stage, as messages: what goes in comes out."""
+"""Wire messages for masks, targets and likelihoods: round trips."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ masks = st.builds(
 
 @given(st.lists(masks, max_size=4))
 def test_masks_come_out_as_they_went_in(sent_masks) -> None:
-    """Whose they are, for which draw, and their bits."""
+    """A mask keeps its session, its draw and its bits."""
     sent = pb.LinkMessage.FromString(codec.masks_message(sent_masks).SerializeToString())
     assert codec.masks_value(sent.masks) == sent_masks
 
 
 @given(st.lists(tokens, max_size=5), st.booleans())
 def test_rows_carry_targets(targets, masked) -> None:
-    """And whether their draw waits for a mask."""
+    """A row keeps its targets, and whether its draw waits for a mask."""
     row = Row(session=b"s" * 16, epoch=1, position=4, sample=True, masked=masked, targets=tuple(targets))
     step = Step(rows=(row,), length=1, ids=b"\0" * 4, crossings={}, deadline=0.0, lane=Lane.PREFILL)
     assert codec.step_value(codec.step_message(step, now=0.0).step, Lane.PREFILL, now=0.0).rows == (row,)
@@ -38,7 +38,7 @@ def test_rows_carry_targets(targets, masked) -> None:
 
 @given(st.lists(tops, max_size=3), st.lists(logprobs, max_size=3), st.lists(tops, max_size=3))
 def test_results_carry_likelihoods(top, target_logprobs, target_top) -> None:
-    """The same floats, so that equality means what it says."""
+    """Log probabilities come back as the same floats."""
     row = RowResult(
         session=b"s" * 16,
         epoch=1,
@@ -60,7 +60,7 @@ def test_results_carry_likelihoods(top, target_logprobs, target_top) -> None:
     st.integers(0, 2**31 - 1),
 )
 def test_an_open_call_carries_what_draws_depend_on(presence, frequency, biases, top_logprobs, start) -> None:
-    """Penalties, biases, and where the answer begins."""
+    """Penalties, biases and the beginning of the answer come back."""
     parameters = SamplingParameters(
         presence_penalty=presence,
         frequency_penalty=frequency,

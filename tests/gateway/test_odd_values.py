@@ -1,4 +1,4 @@
-"""Requests with values of other types than their fields have, at every depth."""
+"""Requests whose fields have values of the wrong type, at every depth."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def changed(value: Any) -> Iterator[Any]:
 
 
 def understood(chat: ChatRequest) -> None:
-    """What becomes of a chat request before its prompt is rendered."""
+    """Process a chat request up to the rendering of its prompt."""
     history = messages_of(chat.messages)
     fitted(plain(history), strictest(Traits()), continues=False)
     fitted(plain(history), Traits(ids="named"), continues=False)
@@ -156,7 +156,7 @@ def understood(chat: ChatRequest) -> None:
 
 
 def as_response(body: dict[str, Any]) -> None:
-    """A request of the Responses API, as far as its chat."""
+    """Process a request of the Responses API up to its chat."""
     request = responses.ResponsesRequest(**body)
     items = request.input if isinstance(request.input, list) else []
     toolbox = Toolbox()
@@ -177,7 +177,7 @@ APIS = {
 
 @pytest.mark.parametrize("api", APIS)
 def test_an_odd_value_is_used_or_refused(api) -> None:
-    """Whatever stands in a field, at any depth: nothing breaks on it."""
+    """Whatever a field holds at any depth, it is used or refused, and no other error occurs."""
     body, read = APIS[api]
     read(body)
     for odd in changed(body):

@@ -41,7 +41,7 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
 
 @pytest.fixture(scope="module")
 def http(tmp_path_factory):
-    """A client of a gateway whose model thinks, calls a tool and fills in."""
+    """A client of a gateway whose model thinks, calls a tool and can fill in."""
     folder = tmp_path_factory.mktemp("ollama")
     model = scripted.save(folder / "model", SCRIPTS, template=TEMPLATE, added=FILLING)
     process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--model-name", "tiny"))
@@ -60,7 +60,7 @@ def lines(answer: httpx.Response) -> list[dict]:
 
 
 def test_a_chat_is_streamed_in_lines(http) -> None:
-    """Thinking, text and a whole call each in its field; the last line has reason, counts and durations."""
+    """Thinking, text and a whole call are each in their field; the last line has reason, counts and durations."""
     pieces = lines(http.post("/api/chat", json={"model": "tiny:latest", "messages": HI, "tools": TOOLS}))
     messages = [piece["message"] for piece in pieces]
     assert "".join(message.get("thinking", "") for message in messages) == "Hm so"
@@ -76,7 +76,7 @@ def test_a_chat_is_streamed_in_lines(http) -> None:
 
 
 def test_a_chat_comes_whole_where_it_is_not_streamed(http) -> None:
-    """The same in one object, and cut where it is to be."""
+    """The answer is one object with the same content, and is cut at the given limit."""
     body = {"model": "tiny", "messages": HI, "tools": TOOLS, "stream": False}
     whole = http.post("/api/chat", json=body).json()
     assert whole["message"]["content"] == "Fine, ok"
@@ -88,7 +88,7 @@ def test_a_chat_comes_whole_where_it_is_not_streamed(http) -> None:
 
 
 def test_a_prompt_is_answered_and_gone_on_from(http) -> None:
-    """Under the template, with a context for the next one; raw, without either."""
+    """The template is applied and a context for the next prompt returned; raw requests have neither."""
     body = {"model": "tiny", "prompt": "hi", "stream": False}
     first = http.post("/api/generate", json=body).json()
     assert first["response"].startswith("Fine, ok")
@@ -99,7 +99,7 @@ def test_a_prompt_is_answered_and_gone_on_from(http) -> None:
 
 
 def test_text_is_filled_in_before_a_suffix(http) -> None:
-    """In Ollama's API and in OpenAI's, up to the token that ends it."""
+    """Text is filled in through Ollama's API and OpenAI's, up to the token that ends it."""
     body = {"model": "tiny", "prompt": "def f(", "suffix": "return"}
     assert http.post("/api/generate", json={**body, "stream": False}).json()["response"] == " middle"
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
@@ -109,7 +109,7 @@ def test_text_is_filled_in_before_a_suffix(http) -> None:
 
 
 def test_nothing_to_answer_loads(http) -> None:
-    """Clients ask so for a model to be in memory, or not to be."""
+    """An empty request succeeds: clients send it to load or unload a model."""
     loaded = http.post("/api/generate", json={"model": "tiny"}).json()
     assert (loaded["done"], loaded["done_reason"], loaded["response"]) == (True, "load", "")
     unloaded = http.post("/api/chat", json={"model": "tiny", "messages": [], "keep_alive": 0}).json()
@@ -118,7 +118,7 @@ def test_nothing_to_answer_loads(http) -> None:
 
 
 def test_options_without_effect_are_named(http) -> None:
-    """Samplers and a context that are not here; not what only a machine is told."""
+    """Ignored samplers and context sizes are named in a header; options about the machine alone are not."""
     options = {"mirostat": 2, "num_ctx": 10**9, "odd": 1, "num_gpu": 9, "typical_p": 1.0, "temperature": 0.5}
     answer = http.post("/api/chat", json={"model": "tiny", "messages": HI, "stream": False, "options": options})
     assert answer.headers["X-Shardhub-Warning"].endswith("'options.mirostat', 'options.num_ctx', 'options.odd'")
@@ -142,7 +142,7 @@ def test_options_without_effect_are_named(http) -> None:
     ],
 )
 def test_refusals_are_texts(http, path, body, status, words) -> None:
-    """In the shape and, where clients look for them, the words of Ollama."""
+    """Errors have Ollama's shape and, where clients look for them, its words."""
     answer = http.post(path, json=body)
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
@@ -150,7 +150,7 @@ def test_refusals_are_texts(http, path, body, status, words) -> None:
 
 
 def test_the_model_is_described(http) -> None:
-    """Its name with a tag, its size and context, and what it can do."""
+    """The description has the name with a tag, size, context and abilities."""
     (entry,) = http.get("/api/tags").json()["models"]
     assert entry["name"] == entry["model"] == "tiny:latest"
     assert entry["size"] > 0
@@ -165,7 +165,7 @@ def test_the_model_is_described(http) -> None:
 
 
 def test_functions_are_answered_in_their_first_form(http) -> None:
-    """A call in a message's function_call, whole and streamed."""
+    """A call is in a message's function_call, whole and streamed."""
     body = {"messages": HI, "functions": [FUNCTION], "function_call": "auto"}
     choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
     assert choice["finish_reason"] == "function_call"
@@ -181,7 +181,7 @@ def test_functions_are_answered_in_their_first_form(http) -> None:
 
 
 def test_stops_may_be_kept_and_ends_put_off(http) -> None:
-    """A stop string that is asked for stays, a token id ends, a word is kept out, an end waits."""
+    """A stop string may be included, a token id may end, a word may be excluded, and the end may be delayed."""
 
     def said(**more) -> str:
         body = {"messages": HI, "max_tokens": 6, **more}
@@ -196,7 +196,7 @@ def test_stops_may_be_kept_and_ends_put_off(http) -> None:
 
 
 def test_histories_are_matched_to_their_calls() -> None:
-    """Results find their calls by name, or in order, as Ollama's messages have no ids; thinking is kept."""
+    """Results are matched to calls by name or order, as Ollama's messages have no ids; thinking is kept."""
     body = OllamaChat.model_validate(
         {
             "model": "tiny",
@@ -230,7 +230,7 @@ def test_histories_are_matched_to_their_calls() -> None:
 
 
 def test_raw_prompts_are_completions() -> None:
-    """With the options and the form of the answer."""
+    """Raw prompts honour the options and the format."""
     body = OllamaGenerate.model_validate(
         {"model": "tiny", "prompt": "a", "suffix": "b", "format": "json", "options": {"num_predict": 7, "seed": 3}}
     )

@@ -19,7 +19,7 @@ def client(gateway):
 
 
 def test_chat(client) -> None:
-    """Content, reason, usage."""
+    """The answer has content, reason and usage."""
     completion = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=5)
     assert completion.object == "chat.completion"
     assert completion.choices[0].finish_reason == "length"
@@ -29,7 +29,7 @@ def test_chat(client) -> None:
 
 
 def test_streaming_helper(client) -> None:
-    """The helper's events and its final completion, which it puts together itself."""
+    """The client's helper gives its events and assembles its final completion."""
     with client.chat.completions.stream(
         model=MODEL,
         messages=HI,
@@ -52,7 +52,7 @@ class Person(pydantic.BaseModel):
 
 
 def test_parse_with_a_schema(client) -> None:
-    """A pydantic model comes back as one."""
+    """The answer is parsed into a pydantic model."""
     completion = client.chat.completions.parse(
         model=MODEL, messages=HI, response_format=Person, temperature=1.2, seed=1
     )
@@ -60,7 +60,7 @@ def test_parse_with_a_schema(client) -> None:
 
 
 def test_tools(client) -> None:
-    """A forced call, whole and streamed."""
+    """A forced call works, whole and streamed."""
     tools = [openai.pydantic_function_tool(Person)]
     choice = {"type": "function", "function": {"name": "Person"}}
     completion = client.chat.completions.create(model=MODEL, messages=HI, tools=tools, tool_choice=choice)
@@ -76,7 +76,7 @@ def test_tools(client) -> None:
 
 
 def test_completions(client) -> None:
-    """Text, a list, ids, echo and log probabilities, whole and streamed."""
+    """Prompts may be a text, a list or ids, with echo and log probabilities, whole and streamed."""
     assert client.completions.create(model=MODEL, prompt="HI", max_tokens=3).choices[0].text
     completion = client.completions.create(model=MODEL, prompt=[[72, 73], [74]], max_tokens=1, echo=True, logprobs=2)
     assert len(completion.choices) == 2
@@ -86,7 +86,7 @@ def test_completions(client) -> None:
 
 
 def test_models(client) -> None:
-    """The list and one of it."""
+    """Models are listed and shown one by one."""
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError) as caught:
@@ -95,7 +95,7 @@ def test_models(client) -> None:
 
 
 def test_errors_are_the_clients_own(client) -> None:
-    """Each status becomes the exception that programs catch."""
+    """Each status raises the client's exception for it."""
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=HI, temperature=-1)
     assert caught.value.param == "temperature"
@@ -104,7 +104,7 @@ def test_errors_are_the_clients_own(client) -> None:
 
 
 def test_raw_response(client) -> None:
-    """Headers can be read: the request's id, and what was ignored."""
+    """Response headers contain the request's id and the ignored fields."""
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=HI, max_tokens=1, extra_body={"guided_choice": ["A"], "odd": 1}
     )
@@ -114,7 +114,7 @@ def test_raw_response(client) -> None:
 
 
 def test_extra_body_reaches_the_sampler(client) -> None:
-    """What OpenAI's API does not know is given the way vLLM's users give it."""
+    """Parameters outside OpenAI's API are given as to vLLM."""
     completion = client.chat.completions.create(
         model=MODEL, messages=HI, max_tokens=30, extra_body={"guided_regex": "[0-9]{3}", "top_k": 5, "min_p": 0.1}
     )

@@ -1,4 +1,4 @@
-"""Parts of messages of all APIs as text, and where a prompt ends."""
+"""Parts of messages in all APIs as text, and the end of a prompt."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ NOTE = base64.b64encode(b"hello").decode()
     ],
 )
 def test_part_becomes_text(part: dict[str, Any], text: str) -> None:
-    """Text is itself, a file is what is written in it, and what cannot be taken is a line that says so."""
+    """Text stays, a file becomes its text, and unsupported content becomes a line that says so."""
     assert read_part(part).text == text
 
 
@@ -65,19 +65,19 @@ def history(*messages: dict[str, Any], strict: bool = False) -> list[str]:
 
 
 def test_image_beside_words_is_a_line() -> None:
-    """A picture in a message with text leaves the text, and a line in its place."""
+    """In a message with text, an image is replaced with a line."""
     parts = [{"type": "text", "text": "What is this?"}, PICTURE]
     text = "What is this?\n[an image that this model cannot see: image/png]"
     assert history({"role": "user", "content": parts}) == [text]
 
 
 def test_image_that_a_tool_read_is_a_line() -> None:
-    """A result that is a picture alone is answered: the session goes on."""
+    """A tool result that is only an image is answered, so that the session goes on."""
     assert history({"role": "tool", "tool_call_id": "c1", "content": [PICTURE]})[0].startswith("[an image")
 
 
 def test_image_alone_is_a_line() -> None:
-    """A turn that is nothing but a picture is answered, too: the model says itself that it cannot see."""
+    """A turn that is only an image is answered: the model gets a line to say that it cannot see."""
     alone = {"role": "user", "content": [PICTURE]}
     line = "[an image that this model cannot see: image/png]"
     assert history({"role": "system", "content": "Be brief."}, alone) == ["Be brief.", line]
@@ -85,14 +85,14 @@ def test_image_alone_is_a_line() -> None:
 
 @pytest.mark.parametrize("words", [[], [{"type": "text", "text": "What?"}]], ids=["alone", "beside words"])
 def test_strict_content_refuses_each_image(words) -> None:
-    """Where content is strict, a picture is refused, alone and beside words, and the error says where it stands."""
+    """With strict content an image is refused, alone and beside text, and the error names its place."""
     with pytest.raises(Refusal, match="text only") as caught:
         history({"role": "user", "content": [*words, PICTURE]}, strict=True)
     assert (caught.value.status, caught.value.param) == (400, f"messages[0].content[{len(words)}]")
 
 
 def test_text_without_a_text_is_refused() -> None:
-    """A part that names itself a text and has none is a mistake of the client's."""
+    """A text part without text is the client's mistake."""
     with pytest.raises(Refusal, match="must have a type"):
         history({"role": "user", "content": [{"type": "text"}]})
 
@@ -111,7 +111,7 @@ ANSWER = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "Su
     ],
 )
 def test_prompt_ends_where_it_is_asked_to(continues: bool | None, prompts: bool | None, ending: str) -> None:
-    """The two fields choose between a new turn, none, and the last answer's going on."""
+    """The two fields select between a new turn, none, and continuing the last answer."""
     assert ending_of({"continue_final_message": continues, "add_generation_prompt": prompts}, ANSWER) == ending
 
 
@@ -132,7 +132,7 @@ def test_prompt_without_an_end_is_refused(fields: dict[str, bool], messages: lis
 
 
 def test_a_value_that_nests_deeply_is_shown_as_far_as_it_is_read() -> None:
-    """Each level of it would take one of Python's own."""
+    """The error shows only the levels that are read, as each further one would need a Python stack frame."""
     nested = json.loads("[" * 900 + "]" * 900)
     assert fields_text("odd_item", {"value": nested}).count("[") < 100
     assert read_part({"type": "odd", "value": nested}).kind == "document"

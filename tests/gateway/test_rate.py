@@ -12,7 +12,7 @@ moments = st.lists(st.tuples(st.floats(0, 3), st.integers(1, 5), st.integers(0, 
 
 @given(moments)
 def test_the_rate_is_of_the_last_moments(steps) -> None:
-    """Whoever asks in between, however often; after a silence it is nothing."""
+    """The rate covers the last moments, however often it is read; after a silence it is zero."""
     now = 0.0
     rate = Rate(lambda: now)
     seen = []

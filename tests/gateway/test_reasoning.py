@@ -1,4 +1,4 @@
-"""What a model thinks, told apart from what it answers, in each API."""
+"""A model's reasoning, separated from its answer in each API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUM = 9
 
 @pytest.fixture(scope="module")
 def thinking(served, tmp_path_factory):
-    """A gateway whose template opens the reasoning: the stages are the same, so the same nodes serve it."""
+    """A gateway whose template opens the reasoning; the stages, and therefore the nodes, are the same."""
     folder = tmp_path_factory.mktemp("thinking")
     model = save_model(folder / "model")
     settings = json.loads((model / "tokenizer_config.json").read_text())
@@ -44,7 +44,7 @@ def thinking(served, tmp_path_factory):
 
 
 def test_chats_tell_it_in_a_field_of_its_own(thinking) -> None:
-    """Under the name that all clients read, whole and streamed, and counted."""
+    """Reasoning has the field that all clients read, whole and streamed, and its tokens are counted."""
     body = {"messages": HI, "max_tokens": NUM, "ignore_eos": True}
     with httpx.Client(base_url=thinking.url, timeout=60) as http:
         whole = http.post("/v1/chat/completions", json=body).json()
@@ -61,7 +61,7 @@ def test_chats_tell_it_in_a_field_of_its_own(thinking) -> None:
 
 
 def test_responses_tell_it_as_an_item(thinking) -> None:
-    """With events of its own."""
+    """Reasoning is an item with events of its own."""
     with openai.OpenAI(base_url=f"{thinking.url}/v1", api_key="x", max_retries=0) as client:
         options = {"model": "tiny", "input": "hi", "max_output_tokens": NUM, "extra_body": {"ignore_eos": True}}
         whole = client.responses.create(**options)
@@ -74,7 +74,7 @@ def test_responses_tell_it_as_an_item(thinking) -> None:
 
 
 def test_messages_tell_it_as_a_block(thinking) -> None:
-    """And what was thought is taken back with the history."""
+    """Reasoning is a block, which is accepted back with the history."""
     import anthropic
 
     with anthropic.Anthropic(base_url=thinking.url, api_key="x", max_retries=0) as client:
@@ -91,7 +91,7 @@ def test_messages_tell_it_as_a_block(thinking) -> None:
 
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory):
-    """A gateway whose model thinks unless its template says otherwise."""
+    """A gateway whose model thinks unless its template is told otherwise."""
     folder = tmp_path_factory.mktemp("switched")
     model = scripted.save(folder / "model", SCRIPTS, template=SWITCHED)
     process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--reasoning-field", "both"))
@@ -109,7 +109,7 @@ def chat(http: httpx.Client, **fields) -> dict:
 
 
 def test_tokens_are_counted_by_what_they_wrote(switched) -> None:
-    """Those of the reasoning without its tags, and none where nothing was thought."""
+    """Reasoning tokens exclude the tags, and are zero without reasoning."""
     answer = chat(switched)
     assert answer["choices"][0]["message"]["content"] == "It is 42 END never"
     assert answer["choices"][0]["message"]["reasoning"] == "hm END hm"
@@ -132,14 +132,14 @@ def test_tokens_are_counted_by_what_they_wrote(switched) -> None:
     ids=str,
 )
 def test_clients_turn_it_off_in_their_own_words(switched, fields) -> None:
-    """All reach the switch of the template."""
+    """Each client's parameter reaches the template's switch."""
     message = chat(switched, **fields)["choices"][0]["message"]
     assert message["content"] == "At once"
     assert "reasoning_content" not in message
 
 
 def test_other_apis_turn_it_off(switched) -> None:
-    """Responses by an effort, messages by their own field."""
+    """Responses use an effort, and messages their own field."""
     response = switched.post("/v1/responses", json={"input": "hi", "reasoning": {"effort": "none"}}).json()
     assert [item["type"] for item in response["output"]] == ["message"]
     body = {"messages": HI, "max_tokens": 20, "thinking": {"type": "disabled"}}
@@ -147,7 +147,7 @@ def test_other_apis_turn_it_off(switched) -> None:
 
 
 def test_stop_strings_count_in_the_answer_alone(switched) -> None:
-    """A thought that holds one goes on, in each choice."""
+    """A stop string within the reasoning does not stop it, in any choice."""
     for choice in chat(switched, stop=["END"], n=2)["choices"]:
         assert choice["message"]["reasoning_content"] == "hm END hm"
         assert choice["message"]["content"] == "It is 42 "
@@ -155,27 +155,27 @@ def test_stop_strings_count_in_the_answer_alone(switched) -> None:
 
 
 def test_likelihoods_are_those_of_the_answer(switched) -> None:
-    """Tokens that thought, and tags, are left out, as `content` says."""
+    """Tokens of the reasoning and of its tags are left out, as from `content`."""
     (choice,) = chat(switched, logprobs=True)["choices"]
     text = "".join(entry["token"] for entry in choice["logprobs"]["content"])
     assert text.strip() == choice["message"]["content"]
 
 
 def test_a_client_may_want_none_of_it(switched) -> None:
-    """It is thought and counted all the same."""
+    """A client may exclude the reasoning, which is still produced and counted."""
     answer = chat(switched, include_reasoning=False)
     assert "reasoning_content" not in answer["choices"][0]["message"]
     assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2
 
 
 def test_a_shaped_answer_has_none_where_the_template_can_say_so(switched) -> None:
-    """The grammar leaves no room for it."""
+    """Where the template has a switch, the grammar of a shaped answer excludes reasoning."""
     message = chat(switched, guided_choice=["At once"])["choices"][0]["message"]
     assert (message["content"], message.get("reasoning_content")) == ("At once", None)
 
 
 def test_a_shape_begins_after_a_reasoning_that_the_prompt_opened(switched) -> None:
-    """What the model thinks has no shape."""
+    """Reasoning that the prompt opened is not shaped; the answer after it is."""
     fields = {"guided_choice": ["YES", "NO"], "chat_template_kwargs": {"opened": True}}
     message = chat(switched, **fields)["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("YES", "Which?")

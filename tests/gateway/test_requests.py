@@ -1,4 +1,4 @@
-"""Requests as clients send them, good and bad: the right status each time, and a gateway that is alive after it."""
+"""Good and bad requests: the right status each time, and a gateway that stays alive."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ RAW = {
 
 
 def alive(http) -> None:
-    """A good request is answered, and soon."""
+    """A good request is answered quickly."""
     started = time.monotonic()
     assert http.post(TEXT, json=text()).status_code == 200
     assert time.monotonic() - started < SOON_S
@@ -206,7 +206,7 @@ def alive(http) -> None:
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_requests_are_answered(http, name) -> None:
-    """Whatever clients send that means something."""
+    """Every meaningful request of real clients is answered."""
     path, body = GOOD[name]
     answer = http.post(path, json=body)
     assert answer.status_code == 200, answer.text
@@ -218,7 +218,7 @@ def test_good_requests_are_answered(http, name) -> None:
 
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat(guided_choice=["A"])), (TEXT, text(guided_choice=["A"]))])
 def test_a_limit_beyond_the_context_is_cut(http, path, body) -> None:
-    """To what the context leaves, and a header says so; without a limit, or with -1, nothing is cut."""
+    """The limit is cut to the rest of the context, with a header; without a limit, or with -1, nothing is cut."""
     cut = http.post(path, json={**body, "max_tokens": 10**9})
     assert cut.status_code == 200, cut.text
     assert re.fullmatch(r"max_tokens was reduced from 1000000000 to \d+, .*", cut.headers["X-Shardhub-Warning"])
@@ -230,14 +230,14 @@ def test_a_limit_beyond_the_context_is_cut(http, path, body) -> None:
 
 
 def test_half_a_character_is_no_reason_to_refuse(http) -> None:
-    """A client that cut a text inside one sends it again with every turn."""
+    """A client that cut a text within a character sends it again in every turn: it is accepted."""
     answer = http.post(CHAT, content=rb'{"max_tokens":1,"messages":[{"role":"user","content":"cut \ud83d"}]}')
     assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_requests_are_refused(http, name) -> None:
-    """With OpenAI's error object, the field that is wrong, and soon."""
+    """The refusal is quick, with OpenAI's error object and the wrong field."""
     path, body, status, param = BAD[name]
     started = time.monotonic()
     answer = http.post(path, json=body)
@@ -259,7 +259,7 @@ def test_bad_requests_are_refused(http, name) -> None:
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize"])
 def test_bodies_that_are_none_are_refused(http, name, path) -> None:
-    """Bytes that are no JSON, or more of it than any parser likes."""
+    """Bodies that are not JSON, or nest deeper than parsers allow, are refused."""
     content, status = RAW[name]
     answer = http.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
@@ -269,7 +269,7 @@ def test_bodies_that_are_none_are_refused(http, name, path) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/metrics", "/shardhub/events", "/page/js/main.js"])
 def test_head_is_get_without_its_body(http, path) -> None:
-    """Monitors ask so; also of a stream, which then takes nobody's place."""
+    """HEAD, as monitors send, is answered without a body; for a stream it takes no place."""
     answer = http.head(path)
     assert answer.status_code == 200
     assert answer.content == b""
@@ -279,14 +279,14 @@ def test_head_is_get_without_its_body(http, path) -> None:
 
 
 def test_a_body_that_is_not_called_json_is_refused(http) -> None:
-    """What a page of another origin could send without asking first is not read."""
+    """A body without JSON's content type, which other origins could send without a preflight, is refused."""
     content = json.dumps(chat()).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         assert http.post(CHAT, content=content, headers={"Content-Type": kind}).status_code == 400
 
 
 def test_a_body_of_unknown_length_is_bounded(http) -> None:
-    """A body in chunks is cut where it passes the limit."""
+    """A chunked body is refused once it exceeds the limit."""
 
     def chunks():
         for _ in range(MAX_BODY_BYTES // 65536 + 2):
@@ -298,13 +298,13 @@ def test_a_body_of_unknown_length_is_bounded(http) -> None:
 
 
 def test_a_request_id_comes_back(http) -> None:
-    """The client's own if it is a plain one, else a new one."""
+    """A plain id of the client is returned, and otherwise a new one."""
     assert http.get("/health", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
     assert http.get("/health", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"].startswith("req-")
 
 
 def test_choices_of_prompts_are_in_order(http) -> None:
-    """n choices for each prompt, prompt by prompt; the same as each alone."""
+    """n choices for each prompt come prompt by prompt, and equal those of single requests."""
     prompts = [[72, 73], [74, 75, 76], [77]]
     body = {"max_tokens": 4, "temperature": 1.0, "seed": 5, "n": 2}
     many = http.post(TEXT, json={"prompt": prompts, **body}).json()
@@ -318,7 +318,7 @@ def test_choices_of_prompts_are_in_order(http) -> None:
 
 
 def test_the_same_seed_gives_the_same_text(http) -> None:
-    """And another one another."""
+    """Another seed gives another text."""
     texts = [
         http.post(CHAT, json=chat(max_tokens=12, temperature=1.2, seed=seed)).json()["choices"][0]["message"]["content"]
         for seed in (3, 3, 4)
@@ -327,7 +327,7 @@ def test_the_same_seed_gives_the_same_text(http) -> None:
 
 
 def test_cached_tokens_are_told(http) -> None:
-    """The beginning that was there already is in the usage."""
+    """The usage has the number of reused prompt tokens."""
     long = "A" * 200
     first = http.post(TEXT, json={"prompt": long, "max_tokens": 2}).json()["usage"]
     again = http.post(TEXT, json={"prompt": long + "B", "max_tokens": 2}).json()["usage"]
@@ -348,7 +348,7 @@ LONG = "AB " * ((14 << 20) // 3)
     ],
 )
 def test_a_text_that_cannot_fit_is_refused_soon(http, gateway, path, body) -> None:
-    """It is not tokenized to its end: that takes minutes and gigabytes, for text or ids that nobody can use."""
+    """The text is not tokenized to its end, which would take minutes and gigabytes."""
     main = psutil.Process(gateway.process.pid)
     before = sum(one.memory_info().rss for one in (main, *main.children(recursive=True)))
     began_at = time.monotonic()

@@ -15,7 +15,7 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
 
 
 def messages(*items, stored=None):
-    """What items come to."""
+    """The messages that items become."""
     return history_of(list(items), Toolbox(), stored=stored or {}).messages
 
 
@@ -66,7 +66,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_and_their_results_are_turns(name) -> None:
-    """Whatever the kind: a call of the assistant's, and a message of the tool's."""
+    """Calls of any kind become an assistant's call and a tool's message."""
     item, call = CALLS[name]
     output = {
         "type": f"{item['type']}_output".replace("tool_search_call_", "tool_search_"),
@@ -92,7 +92,7 @@ def test_calls_and_their_results_are_turns(name) -> None:
     ],
 )
 def test_results_come_in_any_form(output, content) -> None:
-    """A text stays one, parts that are something else stay as they came, and other values are shown."""
+    """A text stays one, other parts stay as they are, and other values are written out."""
     call, _ = CALLS["a function"]
     assert (
         messages(USER, call, {"type": "function_call_output", "call_id": "c", "output": output})[-1]["content"]
@@ -117,14 +117,14 @@ def test_results_come_in_any_form(output, content) -> None:
     ],
 )
 def test_what_no_chat_has_is_carried_as_text(item, text) -> None:
-    """The history goes on, and the model reads what happened."""
+    """Items without a counterpart in chats become text that the model can read."""
     said = messages(USER, item, USER)
     assert [message["role"] for message in said] == ["user", "assistant", "user"]
     assert text is None or said[1]["content"] == text
 
 
 def test_reasoning_goes_to_what_follows() -> None:
-    """As its content, else as its summary; to a call as to a text, and at the end to nothing."""
+    """Reasoning, or else its summary, is attached to the following text or call; at the end it is dropped."""
     summary = {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "hm"}], "content": None}
     answer = {"type": "message", "role": "assistant", "content": "so"}
     call, _ = CALLS["a function"]
@@ -137,7 +137,7 @@ def test_reasoning_goes_to_what_follows() -> None:
 
 
 def test_tools_that_come_with_items_are_offered() -> None:
-    """Codex sends some at the first turn, and others as what a search found."""
+    """Tools that items bring are offered, as Codex sends them at the first turn and as search results."""
     toolbox = Toolbox()
     tool = {"type": "function", "name": "go", "parameters": {"type": "object"}}
     items = [
@@ -153,7 +153,7 @@ def test_tools_that_come_with_items_are_offered() -> None:
 
 
 def test_references_are_items_that_are_kept() -> None:
-    """One that is lost is said to the model and to the client; a type may be left out."""
+    """A reference becomes the stored item; a lost one is reported to model and client; its type may be missing."""
     kept = {"type": "message", "role": "assistant", "content": "so"}
     assert messages(USER, {"id": "msg_1"}, stored={"msg_1": kept})[1] == {"role": "assistant", "content": "so"}
     history = history_of([USER, {"type": "item_reference", "id": "msg_2"}, USER], Toolbox())
@@ -171,7 +171,7 @@ def test_references_are_items_that_are_kept() -> None:
     ],
 )
 def test_what_is_malformed_is_refused(item, param) -> None:
-    """With its place."""
+    """The error names the place of the malformed item."""
     with pytest.raises(Refusal) as caught:
         messages(item)
     assert caught.value.param == param

@@ -1,4 +1,4 @@
-"""Answers that are kept for clients that refer to them."""
+"""Stored answers, which clients refer to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sent(text):
 
 
 def test_an_answers_history_is_all_that_led_to_it() -> None:
-    """What was sent and said, turn by turn, the oldest first."""
+    """The history has all inputs and answers that led to an answer, the oldest first."""
     store = ResponseStore()
     store.add("key", answer("a"), sent("1"))
     store.add("key", answer("b", "resp_a"), sent("2"))
@@ -28,7 +28,7 @@ def test_an_answers_history_is_all_that_led_to_it() -> None:
 
 
 def test_another_keys_answers_are_not_there() -> None:
-    """Neither by their id, nor by an item's, nor to be forgotten."""
+    """Another key's answers cannot be read by their id or an item's id, nor deleted."""
     store = ResponseStore()
     store.add("key", answer("a"), sent("1"))
     assert store.find("other", "resp_a") is None
@@ -39,7 +39,7 @@ def test_another_keys_answers_are_not_there() -> None:
 
 
 def test_the_longest_unused_go_first() -> None:
-    """By number and by bytes; a session that goes on keeps all it needs."""
+    """The least recently used answers are evicted, by number and by bytes; an active session keeps its history."""
     store = ResponseStore(max_answers=3)
     for index, name in enumerate("abcd"):
         store.add("key", answer(name), sent("x"))
@@ -59,7 +59,7 @@ def test_the_longest_unused_go_first() -> None:
 
 
 def test_a_history_with_a_gap_is_none() -> None:
-    """Half a conversation would be answered wrongly."""
+    """A history that lost an answer is refused, as half a conversation would be answered wrongly."""
     store = ResponseStore()
     store.add("key", answer("a"), sent("1"))
     store.add("key", answer("b", "resp_a"), sent("2"))
@@ -70,7 +70,7 @@ def test_a_history_with_a_gap_is_none() -> None:
 
 @pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}])
 def test_a_reference_never_stands_for_itself(kind) -> None:
-    """A client refers to an item in turn after turn: each time it is the item that is meant."""
+    """A stored reference to an item always leads to the item itself, even after several turns."""
     store = ResponseStore()
     store.add("key", answer("a"), sent("1"))
     store.add("key", answer("b"), [{"id": "msg_a", **kind}, *sent("2")])

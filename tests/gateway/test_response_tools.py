@@ -1,4 +1,4 @@
-"""Tools of the Responses API: what the model is shown, and what its calls become."""
+"""Tools of the Responses API: their form for the model, and the items that its calls become."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def item(box, name, arguments):
 @pytest.mark.parametrize("namespace", ["mcp__wx", "mcp__wx__"])
 @pytest.mark.parametrize("said", ["mcp__wx__go", "mcp__wx.go", "go"])
 def test_a_call_tells_its_namespace_apart(namespace, said) -> None:
-    """However the model joins the names: Codex finds an MCP server's tool by the two of them only."""
+    """However the model joins namespace and name, the item has both: Codex needs them for an MCP server's tool."""
     box = toolbox({"type": "namespace", "name": namespace, "tools": [GO]}, {**GO, "name": "other"})
     assert [tool["function"]["name"] for tool in box.functions()] == ["mcp__wx__go", "other"]
     if namespace == "mcp__wx__" and "." in said:
@@ -43,7 +43,7 @@ def test_a_call_tells_its_namespace_apart(namespace, said) -> None:
 
 
 def test_a_custom_tool_takes_a_text() -> None:
-    """For the model it is a function of one argument, whose text the client gets as it is."""
+    """A custom tool is a function with one argument, whose text the client gets unchanged."""
     box = toolbox(PATCH)
     (function,) = box.functions()
     assert "start: x" in function["function"]["parameters"]["properties"]["input"]["description"]
@@ -53,7 +53,7 @@ def test_a_custom_tool_takes_a_text() -> None:
 
 
 def test_tools_that_run_at_the_client_have_items_of_their_own() -> None:
-    """Shells and patches, with their fields where OpenAI's models put them."""
+    """Calls of shells and patches have their own items, with OpenAI's fields."""
     box = toolbox({"type": "local_shell"}, {"type": "shell"}, {"type": "apply_patch"})
     assert item(box, "local_shell", '{"command": ["ls"]}')["action"]["command"] == ["ls"]
     assert item(box, "local_shell", '{"command": "ls"}')["action"]["command"] == ["bash", "-lc", "ls"]
@@ -64,7 +64,7 @@ def test_tools_that_run_at_the_client_have_items_of_their_own() -> None:
 
 
 def test_tools_of_openais_servers_are_left_out() -> None:
-    """And named once."""
+    """Tools that OpenAI's servers run are left out and named once."""
     box = toolbox({"type": "web_search"}, {"type": "web_search"}, {"type": "mcp", "server_label": "x"}, GO)
     assert box.left_out == ["tools.web_search", "tools.mcp"]
     assert list(box.tools) == ["go"]
@@ -84,7 +84,7 @@ def test_tools_of_openais_servers_are_left_out() -> None:
     ],
 )  # fmt: skip
 def test_a_choice_is_of_the_tools_there_are(choice, expected, left) -> None:
-    """One by its name, or some of them."""
+    """A choice of one tool by name, or of several, restricts the calls."""
     box = toolbox(GO, PATCH, {"type": "namespace", "name": "n", "tools": [GO]})
     chosen = box.choose(choice)
     assert (chosen["function"]["name"] if isinstance(chosen, dict) else chosen) == expected
@@ -95,6 +95,6 @@ def test_a_choice_is_of_the_tools_there_are(choice, expected, left) -> None:
     "choice", [{"type": "web_search"}, {"type": "function", "name": "none"}, {"type": "allowed_tools"}]
 )
 def test_a_choice_of_what_cannot_be_called_is_refused(choice) -> None:
-    """It would change the answer."""
+    """A choice of a missing tool is refused, since ignoring it would change the answer."""
     with pytest.raises(Refusal):
         toolbox(GO).choose(choice)

@@ -1,4 +1,4 @@
-"""OpenAI's newer API, by its own client and byte by byte."""
+"""The Responses API, through OpenAI's own client and byte by byte."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def client(gateway):
 
 
 def saying(text):
-    """An extra body that leaves the model no other choice."""
+    """An extra body that forces the model to answer this text."""
     return {"guided_choice": [text]}
 
 
 def test_text_is_answered(client) -> None:
-    """With status, usage and what was asked."""
+    """The answer has status, usage and the request's parameters."""
     response = client.responses.create(model=MODEL, input="hi", instructions="brief", extra_body=saying("HELLO"))
     assert response.output_text == "HELLO"
     assert response.status == "completed"
@@ -41,7 +41,7 @@ def test_text_is_answered(client) -> None:
 
 
 def test_a_stream_says_what_the_whole_answer_says(client) -> None:
-    """The client puts the response together from numbered events."""
+    """The response that the client assembles from numbered events equals the whole answer."""
     with client.responses.stream(model=MODEL, input="hi", extra_body=saying("NO 世界")) as stream:
         events = list(stream)
         final = stream.get_final_response()
@@ -51,7 +51,7 @@ def test_a_stream_says_what_the_whole_answer_says(client) -> None:
 
 
 def test_tools_are_called_and_their_results_read(client) -> None:
-    """The model's own way of calling becomes items; what they gave is sent back with the whole history."""
+    """Calls in the model's notation become items; their results are accepted with the whole history."""
     with client.responses.stream(model=MODEL, input="hi", tools=[FUNCTION], extra_body=saying(f"NOW{TURN}")) as stream:
         for _ in stream:
             pass
@@ -75,7 +75,7 @@ class Person(pydantic.BaseModel):
 
 
 def test_a_schema_is_followed(client) -> None:
-    """A pydantic model comes back as one."""
+    """The answer is parsed into a pydantic model."""
     response = client.responses.parse(
         model=MODEL, input="hi", text_format=Person, temperature=1.2, extra_body={"seed": 1}
     )
@@ -83,7 +83,7 @@ def test_a_schema_is_followed(client) -> None:
 
 
 def test_the_prompt_is_the_chats(http) -> None:
-    """The same history as items and as messages has the same tokens, reasoning and calls included."""
+    """The same history as items and as messages has the same prompt, reasoning and calls included."""
     call = {"name": "f", "arguments": '{"a": 1}'}
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
@@ -107,7 +107,7 @@ def test_the_prompt_is_the_chats(http) -> None:
 
 
 def test_tools_of_others_are_left_out(http) -> None:
-    """Agents offer what OpenAI would run itself; a header says what was ignored."""
+    """Tools that OpenAI would run are ignored, and a header names them."""
     body = {"input": "hi", "tools": [{"type": "web_search"}, FUNCTION], "max_output_tokens": 1, "odd": 1}
     response = http.post(PATH, json=body)
     assert response.status_code == 200
@@ -115,7 +115,7 @@ def test_tools_of_others_are_left_out(http) -> None:
 
 
 def test_answers_are_kept(client, http) -> None:
-    """For requests that go on from them, to be shown and to be forgotten; another one, or none, is an error's."""
+    """An answer can be continued, shown and deleted; another key's, or a missing one, is an error."""
     first = client.responses.create(model=MODEL, input="hi", extra_body=saying("A"))
     then = client.responses.create(model=MODEL, input="so", previous_response_id=first.id, extra_body=saying("B"))
     whole = [
@@ -144,7 +144,7 @@ def test_answers_are_kept(client, http) -> None:
 
 
 def test_tools_of_a_namespace_are_called(client) -> None:
-    """As streams and as whole answers tell: the name and its namespace apart."""
+    """A call has its name and its namespace in separate fields, streamed and whole."""
     tools = [{"type": "namespace", "name": "mcp__wx", "description": "", "tools": [FUNCTION]}]
     said = saying(TURN.replace('"TURN"', '"mcp__wx__TURN"'))
     events = client.responses.create(model=MODEL, input="hi", tools=tools, extra_body=said, stream=True)
@@ -155,7 +155,7 @@ def test_tools_of_a_namespace_are_called(client) -> None:
 
 
 def test_a_custom_tool_is_called_with_a_text(client) -> None:
-    """Its events tell the text, without the JSON the model wrote around it."""
+    """The events carry the text without the JSON that the model wrote around it."""
     tools = [{"type": "custom", "name": "TURN", "description": "x"}]
     text = '<tool_call>{"name": "TURN", "arguments": {"input": "NORTH BY"}}</tool_call>'
     with client.responses.stream(model=MODEL, input="hi", tools=tools, extra_body=saying(text)) as stream:
@@ -167,7 +167,7 @@ def test_a_custom_tool_is_called_with_a_text(client) -> None:
 
 
 def test_what_does_not_fit_is_cut_or_left_out(http) -> None:
-    """More tokens than the context leaves are cut; with truncation auto, the oldest turns go."""
+    """A limit beyond the context is cut; with truncation `auto` the oldest turns are dropped."""
     cut_answer = http.post(PATH, json={"input": "hi", "max_output_tokens": 8 * CONTEXT, **saying("A")})
     assert cut_answer.status_code == 200, cut_answer.text
     assert f"max_output_tokens was reduced from {8 * CONTEXT} to " in cut_answer.headers["X-Shardhub-Warning"]
@@ -210,7 +210,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("stream", [False, True])
 def test_bad_requests_are_refused(http, name, stream) -> None:
-    """With the field as this API calls it, also where a stream was asked for."""
+    """The error names the field of this API, also for a streaming request."""
     body, status, param = BAD[name]
     response = http.post(PATH, json={"max_output_tokens": 1, **body, "stream": stream})
     assert response.status_code == status, response.text

@@ -1,4 +1,4 @@
-"""Scoring as lm-eval asks for it, against the unsplit model in this process."""
+"""Scoring requests of lm-eval, compared with the unsplit model in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def whole():
 
 
 def request(**more):
-    """What lm-eval's local-completions sends for loglikelihood."""
+    """The request of lm-eval's local-completions for loglikelihood."""
     return {
         "model": "tiny",
         "prompt": PROMPTS,
@@ -31,7 +31,7 @@ def request(**more):
 
 
 def test_loglikelihoods_are_the_unsplit_models(http, whole) -> None:
-    """Lists one longer than the prompt, the first entry null; greedy is told by exact equality of floats."""
+    """Lists have the prompt's length plus one, the first entry is null, and greedy is exact equality of floats."""
     answer = http.post("/v1/completions", json=request()).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     for prompt, choice in zip(PROMPTS, answer["choices"], strict=True):
@@ -52,7 +52,7 @@ def test_loglikelihoods_are_the_unsplit_models(http, whole) -> None:
 
 
 def test_greedy_tokens_are_told_as_greedy(http, whole) -> None:
-    """A prompt that goes on as the model itself would: each of those tokens is its own maximum."""
+    """Where a prompt goes on as the model would, each token is its own maximum."""
     ids = list(PROMPTS[0])
     for _ in range(8):
         ids.append(int(whole(mx.array([ids]))[0, -1].argmax().item()))
@@ -62,7 +62,7 @@ def test_greedy_tokens_are_told_as_greedy(http, whole) -> None:
 
 
 def test_text_offsets_are_places_in_the_text(http) -> None:
-    """Each token of plain text stands where its offset says."""
+    """Each token of plain text begins at its offset."""
     choice = http.post("/v1/completions", json=request(prompt="AB CD", max_tokens=6)).json()["choices"][0]
     logprobs = choice["logprobs"]
     for token, start in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
@@ -71,7 +71,7 @@ def test_text_offsets_are_places_in_the_text(http) -> None:
 
 
 def test_the_tokenizer_is_there_for_who_has_none(http) -> None:
-    """The three routes lm-eval asks before it would fetch a tokenizer from elsewhere."""
+    """The three routes answer that lm-eval tries before it downloads a tokenizer."""
     info = http.get("/tokenizer_info").json()
     assert info["eos_token"] == "<|end|>"
     assert {"bos_token", "pad_token", "chat_template"} <= info.keys()

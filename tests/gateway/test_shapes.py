@@ -1,4 +1,4 @@
-"""Answers that must be like something: JSON, an expression, one of several, a call of a tool."""
+"""Shaped answers: JSON, an expression, one of several texts, a tool call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answer(http, **more):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_answer_follows_its_schema(http, seed) -> None:
-    """A random model, sampled hot, says what the schema allows and then ends."""
+    """A random model at high temperature writes what the schema allows, and then ends."""
     response_format = {"type": "json_schema", "json_schema": {"name": "who", "schema": SCHEMA, "strict": True}}
     choice = answer(http, response_format=response_format, seed=seed)
     person = json.loads(choice["message"]["content"])
@@ -47,7 +47,7 @@ def test_an_answer_follows_its_schema(http, seed) -> None:
 
 @pytest.mark.parametrize("more", [{"guided_json": json.dumps(ONE)}, {"json_schema": ONE}, {}])
 def test_properties_are_not_made_up(http, more) -> None:
-    """A schema that does not forbid further ones: there are none, and the answer ends."""
+    """Where a schema does not forbid further properties the answer has none, and ends."""
     schema = {"type": "object", "properties": {"A": {"enum": [1]}}, "required": ["A"]}
     more = more or {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
     for seed in range(3):
@@ -57,7 +57,7 @@ def test_properties_are_not_made_up(http, more) -> None:
 
 
 def test_any_object_is_an_object(http) -> None:
-    """json_object: whatever it holds, as far as it got."""
+    """json_object gives an object, or the beginning of one if it was cut."""
     choice = answer(http, response_format={"type": "json_object"}, max_tokens=300, seed=2)
     assert choice["message"]["content"].lstrip().startswith("{")
     if choice["finish_reason"] == "stop":
@@ -66,14 +66,14 @@ def test_any_object_is_an_object(http) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_expression_is_matched(http, seed) -> None:
-    """By guided_regex and by structured_outputs."""
+    """guided_regex and structured_outputs give a text that matches."""
     for shape in ({"guided_regex": "[A-Z]{3}-[0-9]{2}"}, {"structured_outputs": {"regex": "[A-Z]{3}-[0-9]{2}"}}):
         choice = answer(http, seed=seed, **shape)
         assert re.fullmatch("[A-Z]{3}-[0-9]{2}", choice["message"]["content"])
 
 
 def test_one_of_several_is_chosen(http) -> None:
-    """Characters that mean something in expressions are plain in a choice."""
+    """Special characters of expressions are literal in a choice."""
     for seed in range(4):
         assert answer(http, guided_choice=["YES", "NO (.*)", "A B\n"], seed=seed)["message"]["content"] in (
             "YES",
@@ -96,7 +96,7 @@ TOOLS = [tool("weather", CITY={"enum": ["ROME", "OSLO"]}), tool("clock", ZONE={"
 
 
 def test_a_named_tool_is_called(http) -> None:
-    """Its arguments follow its schema."""
+    """A named tool is called with arguments that follow its schema."""
     choice = answer(http, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}})
     (call,) = choice["message"]["tool_calls"]
     assert call["function"]["name"] == "weather"
@@ -106,7 +106,7 @@ def test_a_named_tool_is_called(http) -> None:
 
 
 def test_some_tool_is_called_where_one_must_be(http) -> None:
-    """Whichever, by its own schema."""
+    """With `required` any tool is called, by its own schema."""
     for seed in range(3):
         choice = answer(http, tools=TOOLS, tool_choice="required", seed=seed)
         (call,) = choice["message"]["tool_calls"]
@@ -115,7 +115,7 @@ def test_some_tool_is_called_where_one_must_be(http) -> None:
 
 
 def test_the_models_own_way_of_calling_is_read(http) -> None:
-    """A call between the template's tags becomes one, text around it stays text, whole and streamed."""
+    """A call between the template's tags is read, and text around it stays text, whole and streamed."""
     said = 'SO <tool_call>{"name": "weather", "arguments": {"CITY": "ROME"}}</tool_call>'
     choice = answer(http, tools=TOOLS, guided_choice=[said])
     (call,) = choice["message"]["tool_calls"]
@@ -134,7 +134,7 @@ def test_the_models_own_way_of_calling_is_read(http) -> None:
 
 
 def test_a_call_that_is_none_stays_text(http) -> None:
-    """What no parser can read is shown as it was written."""
+    """A malformed call is shown as it was written."""
     said = "<tool_call>NONSENSE</tool_call>"
     choice = answer(http, tools=TOOLS, guided_choice=[said])
     assert choice["message"]["content"] == said
@@ -143,14 +143,14 @@ def test_a_call_that_is_none_stays_text(http) -> None:
 
 
 def test_without_tools_tags_are_text(http) -> None:
-    """Also where tools are given and none may be called."""
+    """Without tools, or with tool choice `none`, tags are plain text."""
     said = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
     for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         assert answer(http, guided_choice=[said], **more)["message"]["content"] == said
 
 
 def test_one_call_is_all_where_no_more_are_wanted(http) -> None:
-    """With parallel_tool_calls false the answer ends with its first call, whole and streamed."""
+    """With parallel_tool_calls false the answer ends after its first call, whole and streamed."""
     call = '<tool_call>{"name": "weather", "arguments": {"CITY": "%s"}}</tool_call>'
     body = {"tools": TOOLS, "guided_choice": [call % "ROME" + "\n" + call % "OSLO"]}
     assert len(answer(http, **body)["message"]["tool_calls"]) == 2
@@ -165,7 +165,7 @@ def test_one_call_is_all_where_no_more_are_wanted(http) -> None:
 
 
 def test_a_forced_function_without_parameters_gets_none(http) -> None:
-    """Alone or as one of several: its arguments are an empty object."""
+    """The arguments of a forced function without parameters are an empty object, alone or among several."""
     tools = [{"type": "function", "function": {"name": "now"}}]
     (call,) = answer(http, tools=tools, tool_choice="required")["message"]["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == {}
@@ -179,13 +179,13 @@ def test_a_forced_function_without_parameters_gets_none(http) -> None:
     [{"type": "json_object", "schema": SCHEMA}, {"type": "json_schema", "schema": SCHEMA, "name": "who"}],
 )
 def test_a_schema_is_followed_wherever_it_stands(http, response_format) -> None:
-    """In the forms of llama.cpp, Together and OpenAI's other API, too."""
+    """A schema is followed in the request forms of llama.cpp, Together and the Responses API, too."""
     choice = answer(http, response_format=response_format, seed=5)
     assert json.loads(choice["message"]["content"])["NAME"] in ("ADA", "BOB")
 
 
 def test_a_schema_that_cannot_be_followed_is_refused_by_name(http) -> None:
-    """With 400 and the keyword, before anything runs."""
+    """The refusal is 400 with the keyword, before anything runs."""
     body = {"messages": HI, "guided_json": {"type": "array", "uniqueItems": True}}
     refused = http.post(CHAT, json=body)
     assert refused.status_code == 400
@@ -193,12 +193,14 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_name(http) -> None:
 
 
 def endless(num=20):
-    """A schema that llguidance compiles without end."""
+    """A schema whose compilation never ends."""
     return {"allOf": [{"type": "string", "pattern": f".*{letter}.*"} for letter in string.ascii_letters[:num]]}
 
 
 def test_schemas_without_end_hold_up_nobody(served) -> None:
-    """Several at once are refused in the end; meanwhile others are answered, memory stays, and SIGTERM ends it."""
+    """Several such schemas are refused in the end; meanwhile others are answered, memory stays bounded, and SIGTERM
+    works.
+    """
     process = GatewayProcess(served.pipeline, served.addresses, ("--model-name", "tiny"))
     try:
         with httpx.Client(base_url=process.url, timeout=60) as http, ThreadPoolExecutor(4) as pool:

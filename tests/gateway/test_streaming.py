@@ -1,4 +1,4 @@
-"""Streams, byte by byte: what clients parse is a contract."""
+"""Streams, byte by byte, as clients parse them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def settled(content: bytes) -> str:
-    """A stream with what differs from run to run by name."""
+    """A stream in which varying values are replaced by names."""
     text = content.decode()
     # A busy machine has silence in it.
     text = re.sub(r": keepalive \d+/\d+\n(event: ping\ndata: .*\n)?\n", "", text)
@@ -30,7 +30,7 @@ def settled(content: bytes) -> str:
 
 
 def chunks(answer):
-    """The data of a stream's events, [DONE] left out."""
+    """The data of a stream's events, without [DONE]."""
     lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
@@ -80,7 +80,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_streams_are_the_golden_bytes(http, name) -> None:
-    """Order and form of chunks: role once, characters whole, the reason in a chunk of its own, usage, [DONE]."""
+    """Chunks have a fixed order and form: role once, whole characters, the reason in its own chunk, usage, [DONE]."""
     path, body = STREAMS[name]
     answer = http.post(path, json={**body, "stream": True})
     assert answer.status_code == 200, answer.text
@@ -88,7 +88,7 @@ def test_streams_are_the_golden_bytes(http, name) -> None:
 
 
 def test_headers_tell_proxies_to_let_it_pass(http) -> None:
-    """A stream is neither kept nor buffered, and its answer carries the request's id."""
+    """A stream is neither cached nor buffered, and its response has the request's id."""
     answer = http.post(CHAT, json={"messages": HI, "max_tokens": 1, "stream": True})
     assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-cache"
@@ -99,7 +99,7 @@ def test_headers_tell_proxies_to_let_it_pass(http) -> None:
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_a_stream_says_what_the_whole_answer_says(http, temperature) -> None:
-    """Text, log probabilities, reason and usage, for each of several choices."""
+    """Text, log probabilities, reason and usage of each choice equal those of the whole answer."""
     body = {
         "messages": HI,
         "max_tokens": 40,
@@ -125,7 +125,7 @@ def test_a_stream_says_what_the_whole_answer_says(http, temperature) -> None:
 
 
 def test_completions_stream_what_the_whole_says(http) -> None:
-    """Text and log probabilities, the prompt's with them, for a list of prompts."""
+    """Text and log probabilities, the prompt's included, equal those of the whole answer, for a list of prompts."""
     body = {"prompt": ["ABC", "XY"], "max_tokens": 12, "temperature": 1, "seed": 3, "echo": True, "logprobs": 2}
     whole = http.post(TEXT, json=body).json()
     parts = chunks(http.post(TEXT, json={**body, "stream": True}))
@@ -139,7 +139,7 @@ def test_completions_stream_what_the_whole_says(http) -> None:
 
 @pytest.mark.parametrize("word", ["日本語テキスト", "naïve café", "🙂🙃", "e\u0301"])
 def test_characters_are_never_split(http, word) -> None:
-    """Whatever tokens a text is made of, each chunk holds whole characters and the sum is the text."""
+    """However tokens divide characters, each chunk holds whole ones, and together they are the text."""
     answer = http.post(CHAT, json={"messages": HI, "guided_choice": [word], "stream": True})
     assert content_of(answer) == word
     assert "\ufffd" not in answer.text
@@ -158,7 +158,7 @@ def test_characters_are_never_split(http, word) -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_no_part_of_a_stop_is_shown(http, said, stops, shown, stream) -> None:
-    """The text before the stop, whole; log probabilities are of what is shown."""
+    """The text before the stop is complete, and log probabilities cover exactly the text shown."""
     body = {"messages": HI, "guided_choice": [said], "stop": stops, "logprobs": True, "stream": stream}
     answer = http.post(CHAT, json=body)
     if stream:
@@ -175,7 +175,7 @@ def test_no_part_of_a_stop_is_shown(http, said, stops, shown, stream) -> None:
 
 
 def test_a_stream_that_cannot_begin_has_a_status(http) -> None:
-    """Nothing has been sent yet, so the error is one that a client's retry understands."""
+    """An error before the first byte has a status, so that clients can retry."""
     long = [{"role": "user", "content": "A" * 5000}]
     answer = http.post(CHAT, json={"messages": long, "stream": True})
     assert answer.status_code == 400

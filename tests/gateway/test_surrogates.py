@@ -1,4 +1,4 @@
-"""Halves of characters in JSON."""
+"""Lone surrogates in JSON."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SOON_S = 10
 
 @given(st.recursive(TEXTS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
 def test_only_lone_halves_are_replaced(value) -> None:
-    """Whole characters and escaped backslashes stay as they are."""
+    """Surrogate pairs and escaped backslashes stay as they are."""
     assert json.loads(without_lone_surrogates(json.dumps(value).encode())) == _whole(value)
 
 
 @pytest.mark.parametrize("piece", [rb"\ud83d", rb"\ude00", rb"\ud83d\ude00", rb"\\ud83d", rb"\n"])
 def test_a_large_body_takes_little_time(piece) -> None:
-    """In proportion to its length."""
+    """The time is proportional to the body's length."""
     started = time.monotonic()
     json.loads(without_lone_surrogates(b'"' + piece * MANY + b'"'))
     assert time.monotonic() - started < SOON_S

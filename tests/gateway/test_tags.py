@@ -1,4 +1,4 @@
-"""An answer cut at the tags of its reasoning."""
+"""An answer divided at the tags of its reasoning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pieces = st.lists(
 
 
 def cut(*texts: str, is_whole: bool = True, reasoning: Reasoning = THINK, **options) -> list[tuple[str, str]]:
-    """What is shown of an answer that arrives in pieces, neighbours of one kind joined."""
+    """The segments of an answer that arrives in pieces, neighbours of one kind joined."""
     segmenter = TagSegmenter(reasoning, **options)
     segments = [segment for text in texts for segment in segmenter.feed(text)] + segmenter.finish(is_whole=is_whole)
     assert "".join(segment.text for segment in segments) == "".join(texts)
@@ -58,23 +58,23 @@ def test_pieces_do_not_matter(texts, inside, is_whole) -> None:
     ],
 )  # fmt: skip
 def test_tags_count_where_the_model_thinks(answer, segments) -> None:
-    """They open reasoning at the beginning of a line, are text inside sentences and code, and are else not shown."""
+    """Tags open reasoning at the beginning of a line, are text within sentences and code, and are otherwise hidden."""
     assert cut(answer) == segments
 
 
 def test_an_answer_may_begin_inside() -> None:
-    """Where the prompt opened the reasoning the first closing tag ends it."""
+    """Where the prompt opened the reasoning, the first closing tag ends it."""
     assert cut("hm <think> hm</thi", "nk>\n\nyes", inside=True) == [("reasoning", "hm <think> hm"), ("text", "yes")]
 
 
 @pytest.mark.parametrize("answer", ["<think>hm</think>42", "\n<think>\nhm</think>42"])
 def test_an_opening_tag_after_that_of_the_prompt_is_not_shown(answer) -> None:
-    """Models write the tag again that the template ended with."""
+    """If the model repeats the opening tag that ends the prompt, the tag is hidden."""
     assert cut(answer, inside=True) == [("reasoning", "hm"), ("text", "42")]
 
 
 def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> None:
-    """An answer that is not streamed can wait for it; one without any is text."""
+    """A lone closing tag marks the text before it as reasoning, if that was not sent yet; without a tag all is text."""
     assert cut("Hmm.", "</think>", "42", is_patient=True) == [("reasoning", "Hmm."), ("text", "42")]
     assert cut("Use `</think>`.", is_patient=True) == [("text", "Use `</think>`.")]
     assert cut("Answer.", "</think>", "\n", is_patient=True) == [("text", "Answer.")]
@@ -82,7 +82,7 @@ def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> 
 
 
 def test_calls_that_are_thought_of_are_none() -> None:
-    """What stands in a reasoning that goes on is reasoning."""
+    """Calls within reasoning that goes on are reasoning."""
     thought = "write\n<tool_call>{}</tool_call>\n"
     assert cut(thought + "but no</think>done", inside=True, calls=CALLS) == [
         ("reasoning", thought + "but no"),
@@ -91,7 +91,7 @@ def test_calls_that_are_thought_of_are_none() -> None:
 
 
 def test_a_call_ends_a_reasoning_that_is_never_closed() -> None:
-    """Models forget the closing tag before a call; an answer that was cut short says nothing of the kind."""
+    """Models forget the closing tag before a call: the call ends the reasoning, unless the answer was cut short."""
     answer = "so\n<tool_call>{}</tool_call>"
     assert cut(answer, inside=True, calls=CALLS) == [("reasoning", "so\n"), ("text", "<tool_call>{}</tool_call>")]
     assert cut(answer, inside=True, calls=CALLS, is_whole=False) == [("reasoning", answer)]
@@ -101,14 +101,14 @@ def test_a_call_ends_a_reasoning_that_is_never_closed() -> None:
 
 
 def test_frames_of_the_answer_are_not_shown() -> None:
-    """Only where the answer begins with one, as the words may be anybody's."""
+    """A frame is hidden only at the beginning of the answer, since its words may occur anywhere."""
     framed = Reasoning(starts=("<think>",), ends=("</think>",), frames=(("<answer>", "</answer>"),))
     assert cut("<think>hm</think>\n<answer>\n42</answer>", reasoning=framed)[1:] == [("text", "42")]
     assert cut("Use <answer> </answer>", reasoning=framed) == [("text", "Use <answer> </answer>")]
 
 
 def test_no_more_is_held_back_than_a_tag_may_begin_with() -> None:
-    """Text goes on as soon as it cannot become one."""
+    """Text is sent as soon as it cannot become a tag."""
     segmenter = TagSegmenter(THINK)
     assert [segment.text for segment in segmenter.feed("a <thin")] == ["a "]
     assert [segment.text for segment in segmenter.feed("g")] == ["<thing"]
@@ -127,7 +127,7 @@ def test_no_more_is_held_back_than_a_tag_may_begin_with() -> None:
     ],
 )
 def test_a_prompt_opens_the_reasoning_or_not(opening, is_open) -> None:
-    """By the tag that stands last, unless a sentence that is to go on speaks of it."""
+    """The last tag of the prompt decides, unless it is part of a sentence to be continued."""
     assert THINK.is_open(opening) is is_open
 
 
@@ -144,7 +144,7 @@ def test_a_prompt_opens_the_reasoning_or_not(opening, is_open) -> None:
     ],
 )
 def test_a_family_is_known_by_its_template(tmp_path, template, start) -> None:
-    """By the closing tag at least; a model that names none does not think."""
+    """A template must name at least the closing tag; otherwise its model does not think."""
     tiny.save_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.config("llama")))
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())

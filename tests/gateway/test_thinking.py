@@ -1,4 +1,4 @@
-"""The switches of chat templates, found by trying them."""
+"""Switches for thinking in chat templates, detected by rendering them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFF, ON = Wish(thinks=False), Wish(thinks=True)
 
 @pytest.fixture
 def thinking_of(tmp_path):
-    """Finds the switches of a template."""
+    """Detect the switches of a template."""
     tiny.save_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.config("llama")))
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -47,7 +47,7 @@ def thinking_of(tmp_path):
     ],
 )
 def test_a_switch_is_known_by_what_it_does(thinking_of, ending, off, on) -> None:
-    """Off is what closes the reasoning before the answer, whatever the name and the value."""
+    """The value that closes the reasoning before the answer means off, whatever the switch's name."""
     thinking = thinking_of(TURNS + ending)
     assert list(thinking.variables(OFF).values()) == [off]
     assert list(thinking.variables(ON).values()) == [] if on is None else [on]
@@ -55,14 +55,16 @@ def test_a_switch_is_known_by_what_it_does(thinking_of, ending, off, on) -> None
 
 
 def test_a_switch_may_work_in_the_words_before_the_answer(thinking_of) -> None:
-    """Then its name says what off is; a variable that changes nothing is no switch."""
+    """A switch may only change text before the answer: its name then says what off is; a variable without effect is no
+    switch.
+    """
     thinking = thinking_of("{% if not no_thinking %}Think.{% endif %}" + TURNS + "{# </think> #}")
     assert thinking.variables(OFF) == {"no_thinking": True}
     assert thinking_of("{% if keep_thinking is defined %}{% endif %}" + TURNS).variables(OFF) == {}
 
 
 def test_an_effort_is_the_nearest_that_the_template_takes(thinking_of) -> None:
-    """Where nothing turns thinking off, the least of them is meant."""
+    """The nearest effort is used; where nothing turns thinking off, the lowest one stands for off."""
     thinking = thinking_of("{% set e = reasoning_effort or 'medium' %}Reasoning: {{ e }}" + TURNS)
     assert thinking.variables(OFF) == {"reasoning_effort": "low"}
     for effort, taken in (("minimal", "low"), ("medium", "medium"), ("xhigh", "high"), ("max", "high")):
@@ -70,7 +72,7 @@ def test_an_effort_is_the_nearest_that_the_template_takes(thinking_of) -> None:
 
 
 def test_an_effort_may_be_the_switch(thinking_of) -> None:
-    """A word such as `none` among those a template knows turns thinking off."""
+    """A word such as `none` among a template's efforts turns thinking off."""
     thinking = thinking_of(
         "{% if reasoning_effort is defined and reasoning_effort not in ['none', 'high'] %}{{ raise_exception('no') }}"
         "{% endif %}{{ reasoning_effort }}" + TURNS
@@ -80,7 +82,7 @@ def test_an_effort_may_be_the_switch(thinking_of) -> None:
 
 
 def test_words_in_a_message_may_be_the_switch(thinking_of) -> None:
-    """They go to the user's last message."""
+    """Words that switch thinking are added to the user's last message."""
     thinking = thinking_of(TURNS + "<think>{% if '/no_think' in messages[-1].content %}</think>{% endif %}{{ '\n' }}")
     messages = [{"role": "user", "content": "hi"}]
     assert directed(thinking, OFF, messages, {}).messages[-1]["content"] == "hi\n/no_think"
@@ -88,7 +90,7 @@ def test_words_in_a_message_may_be_the_switch(thinking_of) -> None:
 
 
 def test_what_a_client_sets_itself_goes_before_its_wishes() -> None:
-    """A switch of a public template means this template's own."""
+    """A template variable that the client sets takes precedence over a general parameter."""
     thinking = Thinking(off={"thinking": False}, on={"thinking": True}, names=frozenset({"thinking"}))
     assert directed(thinking, ON, [], {"thinking": False}).switches == {"thinking": False}
     assert directed(thinking, Wish(), [], {"enable_thinking": False}).switches == {"thinking": False}
@@ -96,7 +98,7 @@ def test_what_a_client_sets_itself_goes_before_its_wishes() -> None:
 
 
 def test_a_wish_that_no_switch_fulfils_is_told() -> None:
-    """The conversation stays as it is."""
+    """If the template has no switch the parameter is reported as ignored, and the conversation is unchanged."""
     directions = directed(Thinking(), ON, [{"role": "user", "content": "hi"}], {"tone": "dry"})
     assert directions.switches == {"tone": "dry"}
     assert "no switch" in directions.remark
@@ -105,7 +107,7 @@ def test_a_wish_that_no_switch_fulfils_is_told() -> None:
 
 @pytest.mark.parametrize("piece", ["{%", "{{ '", "{% for x in ", "messages[", "{{ thinking | "])
 def test_a_template_of_unclosed_code_holds_nobody_up(thinking_of, piece) -> None:
-    """Templates are strangers': 200,000 characters of beginnings are looked at once each."""
+    """A template of 200,000 characters of unclosed blocks is checked in linear time."""
     template = piece * (200_000 // len(piece))
     assert thinking_of(template) == Thinking()
     assert ignored_of_messages([Message(role="user", content="", odd=1)], template) == ["messages[0].odd"]

@@ -1,4 +1,4 @@
-"""A gateway over nodes that want certificates: it answers, and its page's figures reach them too."""
+"""A gateway over nodes with TLS: it answers, and its page can show the nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.security.cluster import Cluster
 
 
 def test_the_chain_is_shown_over_tls(tmp_path, tiny_tokenizer) -> None:
-    """Every node is alive in /shardhub/state, which asks them as the head does."""
+    """Every node is alive in /shardhub/state, which uses the head's certificate."""
     pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,))
     tiny_tokenizer(pipeline.folder)
     cluster = Cluster(tmp_path / "cluster")

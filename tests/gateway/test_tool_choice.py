@@ -1,4 +1,4 @@
-"""Which tools may be called and which must, in the words of all APIs; and what a tool may look like."""
+"""Tool choice in the words of all APIs, and the accepted forms of tools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOOLS = [tool("add"), tool("mul"), tool("add")]
     ],
 )
 def test_every_word_for_a_choice_is_read(choice, shown, forced) -> None:
-    """Words, a name in either form of OpenAI's, and several that are allowed."""
+    """Words, a name in either of OpenAI's forms, and lists of allowed tools are read."""
     chosen = choice_of(choice, TOOLS)
     assert [each.function.name for each in chosen.shown] == shown.split()
     assert [each.function.name for each in chosen.forced] == forced.split()
@@ -57,14 +57,14 @@ def test_every_word_for_a_choice_is_read(choice, shown, forced) -> None:
     ],
 )
 def test_a_choice_that_names_no_tool_is_refused(choice) -> None:
-    """With 400 and the field."""
+    """The refusal is 400 with the field."""
     with pytest.raises(Refusal, match="tool_choice") as refusal:
         choice_of(choice, TOOLS)
     assert (refusal.value.status, refusal.value.param) == (400, "tool_choice")
 
 
 def test_a_call_needs_tools() -> None:
-    """Where a request has none."""
+    """A required call in a request without tools is refused."""
     with pytest.raises(Refusal, match="no tools"):
         choice_of("required", [])
 
@@ -77,12 +77,12 @@ NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
     [None, {}, "", [], {"type": "object"}, {"type": "object", "properties": {}}, {**NOTHING, "required": []}],
 )
 def test_a_function_without_parameters_takes_an_empty_object(parameters) -> None:
-    """However a client says that it has none."""
+    """However a client writes it, a function without parameters takes an empty object."""
     assert shape_of_calls([tool("now", parameters=parameters)]).source == NOTHING
 
 
 def test_references_of_several_tools_lead_to_their_own_schemas() -> None:
-    """A schema that became a part of a larger one keeps what it refers to."""
+    """References within a tool's schema still resolve once it is part of a larger schema."""
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "integer"}}}
     options = shape_of_calls([tool("f"), tool("g", parameters=schema)]).source["anyOf"]
     reference = options[1]["properties"]["arguments"]["properties"]["a"]["$ref"]
@@ -103,7 +103,7 @@ def test_references_of_several_tools_lead_to_their_own_schemas() -> None:
     ],
 )
 def test_tools_of_agents_are_taken(given, name, has_input) -> None:
-    """Odd names, both of OpenAI's forms, free text, schemas as text."""
+    """Odd names, both of OpenAI's forms, free text and schemas given as text are accepted."""
     tool = Tool.model_validate(given)
     assert tool.function.name == name
     assert ("input" in (tool.function.parameters or {}).get("properties", {})) is has_input

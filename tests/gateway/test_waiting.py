@@ -1,4 +1,4 @@
-"""What a gateway answers before its chain is whole."""
+"""A gateway's answers before its chain is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardhub.gateway.waiting import Waiting
 
 
 def test_reason_is_told_until_the_chain_is_whole() -> None:
-    """Requests get 503 with what is missing, in each API's shape; the process is live, and the socket stays open."""
+    """Requests get 503 with what is missing, in each API's form; the process is live, and the socket stays open."""
 
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -57,7 +57,6 @@ def test_sdist_can_be_tested(built: Path) -> None:
 
 @pytest.mark.parametrize("folder", RESOURCES)
 def test_checkout_has_one_copy_of_resources(folder: str) -> None:
-    """In a checkout, resources come from its root: an editable install puts no copy in the package that could go stale.
-    """
+    """In a checkout resources come from its root, so that an editable install has no copy that could go stale."""
     assert resource(folder) == ROOT / folder
     assert not (ROOT / "shardhub" / folder).exists()

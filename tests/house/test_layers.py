@@ -204,8 +204,7 @@ def test_forbidden_modules_and_calls_are_absent() -> None:
 
 
 def test_use_cases_know_no_terminal() -> None:
-    """Use cases do not print, read keys, end the process or use standard streams: they report to a watcher, and ask it.
-    """
+    """Use cases do not print, read keys, end the process or use standard streams: they report to and ask a watcher."""
     for path in (PACKAGE / "usecases").glob("*.py"):
         tree = parsed(path)
         packages = {target.split(".")[0] for target in imported(tree, path)}

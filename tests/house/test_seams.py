@@ -34,8 +34,7 @@ LOGIC = [path for path in [*ALL, *ON_THE_WIRE] if relative(path) not in OWN]
 
 @pytest.mark.parametrize("path", LOGIC, ids=relative)
 def test_logic_takes_time_chance_and_links_from_outside(path: Path) -> None:
-    """No such module imports time or randomness, starts a thread or knows a class of link, and each waits on its clock.
-    """
+    """Each module imports no source of time or randomness, starts no thread and knows no class of link."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert not REFUSED_MODULES & {name.name for name in node.names}, f"line {node.lineno}"

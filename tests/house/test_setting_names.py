@@ -108,8 +108,7 @@ def test_every_setting_that_is_named_has_its_option() -> None:
 
 
 def test_every_setting_that_is_named_is_the_librarys() -> None:
-    """A setting that a message names exists in the library under that name; the few other words have a stated reason.
-    """
+    """A setting that a message names exists in the library under that name; the few other words have a reason."""
     named = {name: path for path, text in below() for name in re.findall(r"`([a-z_]+)`", text)}
     unknown = {name: path for name, path in named.items() if name not in settings_of_the_library()}
     assert unknown.keys() == _NOT_OF_THE_LIBRARY.keys(), unknown

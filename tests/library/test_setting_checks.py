@@ -1,5 +1,4 @@
-"""A value of a wrong type or range is refused at once, with the setting's name; a folder may be a string or a `Path`.
-"""
+"""A value of a wrong type or range is refused at once, with the setting's name; folders may be strings or `Path`s."""
 
 from __future__ import annotations
 

@@ -106,8 +106,7 @@ def test_a_full_disk_is_507_for_a_route_that_writes_rows(hub: RunningHub) -> Non
 
 
 def test_files_of_the_database_are_its_owners_alone(tmp_path: Path) -> None:
-    """The files are private when they are made, and made private where an earlier version or a backup left them open.
-    """
+    """The files are private when they are made; open ones of an earlier version or a backup are made private."""
     folder = tmp_path / "hub"
     with running_hub(folder) as hub:
         assert {path.stat().st_mode & 0o077 for path in folder.glob(f"{FILE}*")} == {0}

@@ -104,8 +104,7 @@ def test_one_sided_condition_shows(module: ModuleType) -> None:
 
 
 def test_conditions_are_seen_from_the_first_step_of_a_process(tmp_path: Path) -> None:
-    """The first step of a process is recorded: Python 3.12 and later must be asked for it before the code is first run.
-    """
+    """A process's first step is recorded: Python 3.12 and later must be asked for it before the code first runs."""
     script = tmp_path / "first.py"
     script.write_text(
         "from types import ModuleType\nfrom shardhub.model.branches import Record, watching\n"

@@ -1,5 +1,4 @@
-"""Checkpoints in the formats of publishers and mlx_lm.convert, split directly, equal upstream's own load bit for bit.
-"""
+"""Checkpoints as publishers and mlx_lm.convert write them, split directly, equal upstream's own load bit for bit."""
 
 from __future__ import annotations
 

@@ -46,8 +46,7 @@ def test_tensors_that_sanitize_drops_are_left_out() -> None:
 
 
 def test_tensor_changed_in_place_is_computed(tmp_path: Path) -> None:
-    """falcon_h1 multiplies weights with `*=`, which makes another array in the same Python object: they are computed.
-    """
+    """falcon_h1 multiplies weights with `*=`, which makes another array in the same object: they are computed."""
     checkpoint, conversion = opened("falcon_h1", tmp_path / "m")
     name = "model.layers.0.self_attn.q_proj.weight"
     assert conversion.tensors[name] == checkpoint.tensors[name].spec

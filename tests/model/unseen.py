@@ -69,8 +69,7 @@ PLAIN = {
 
 
 def put_module(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], *, top: str = "") -> None:
-    """Put a module with these differences from the plain one, and this code at its top, where mlx-lm's registry looks.
-    """
+    """Put a module with these differences from the plain one, and this code on top, where mlx-lm's registry looks."""
     text = SOURCE.replace("@dataclass", f"{top}\n@dataclass", 1)
     for place, code in {**PLAIN, **changes}.items():
         text = text.replace(f"{{{place}}}", code)

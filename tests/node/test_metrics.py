@@ -168,8 +168,7 @@ def test_node_tells_its_sessions_kv_and_failures(served) -> None:
 
 
 def test_head_counts_requests_by_how_they_end(pipeline) -> None:
-    """Finished, cancelled and refused requests, drafts and reused prompts are counted, and the stage run here as well.
-    """
+    """Finished, cancelled and refused requests, drafts, reused prompts and the stage run here are counted."""
 
     async def run():
         engine = await asyncio.to_thread(Engine.start, cut.shards(pipeline, 0, 1), EngineSettings(context=CONTEXT))

@@ -99,8 +99,7 @@ def test_a_failed_probe_silences_no_link(folder) -> None:
 
 @pytest.mark.parametrize("ask", ["check", "probe"])
 def test_a_node_that_came_back_is_reached_at_once(folder, ask) -> None:
-    """After a restart the next check makes a new channel, so that no step waits for the old one's backoff or is lost.
-    """
+    """After a restart the next check makes a new channel: no step waits for the old one's backoff or is lost."""
     (node,) = nodes.start((folder,))
     port = node.address.rsplit(":", 1)[1]
     again: list[nodes.Node] = []

@@ -456,8 +456,7 @@ async def test_nothing_is_sent_off_loopback_without_tls(address):
 
 @in_loop
 async def test_loopback_needs_no_certificate(engine, head):
-    """On loopback the default is plaintext, also on a machine with certificates, unless they were given as an option.
-    """
+    """On loopback the default is plaintext, also on a machine with certificates, unless they are given as an option."""
     assert await Security(trust=head).for_address("127.0.0.1:1") is None
     assert await Security(trust=head).for_address("[::1]:1") is None
     assert await Security(trust=head).for_address("localhost:1") is None

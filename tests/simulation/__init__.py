@@ -1,1 +1,1 @@
-"""Simulation: real heads and real nodes on an event loop with virtual time, a network in memory, faults from a seed."""
+"""Simulation: real heads and nodes on an event loop with virtual time, a network in memory, and seeded faults."""

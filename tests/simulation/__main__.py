@@ -24,7 +24,7 @@ _BATCH = 25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """A seed that ran."""
+    """The result of a seed."""
 
     seed: int
     failures: tuple[str, ...]
@@ -35,7 +35,7 @@ class Ran:
 
 
 def run_seed(seed: int) -> Ran:
-    """Run one seed; whatever goes wrong in the simulator itself is a failure too."""
+    """Run one seed; an exception in the simulator itself counts as a failure."""
     scenario = draw(seed)
     kinds = tuple(type(fault).__name__ for fault in scenario.faults)
     try:
@@ -66,7 +66,7 @@ def run_seeds(seeds: range, jobs: int) -> Iterator[Ran]:
 
 
 def tell(seed: int, *, smallest: bool) -> bool:
-    """Print the story of a seed; returns whether all went well."""
+    """Print the events of a seed; returns whether all went well."""
     scenario = draw(seed)
     if smallest:
         scenario = shrink(scenario, run)
@@ -77,7 +77,7 @@ def tell(seed: int, *, smallest: bool) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run seeds, or tell what one does."""
+    """Run seeds, or print the events of one."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000, help="how many seeds to run (default: 2000)")
     parser.add_argument("--start", type=int, default=0, help="the first seed")

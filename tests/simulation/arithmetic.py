@@ -1,4 +1,4 @@
-"""The model of the simulation: a pure function of token ids, in which every mistake shows.
+"""The model of the simulation: a pure function of token ids, in which every mistake changes the result.
 
 A layer's KV at a position is a hash of its input there, of all KV before it, and of the shape of the step that brought
 it; its output is a hash of the two. A token is a hash of the last layer's output, of the parameters of the draw and of
@@ -69,7 +69,7 @@ def _bit(allowed: bytes, token: int) -> bool:
 
 
 class WholeModel:
-    """All layers in one place, without a network: what every answer is held against.
+    """All layers in one place, without a network: the reference for every answer.
 
     Args:
         num_layers: Number of layers.
@@ -87,7 +87,7 @@ class WholeModel:
         num_tokens: int,
         mask_at: Callable[[int], bytes] | None = None,
     ) -> list[int]:
-        """The first tokens of the answer, up to one that ends it.
+        """The tokens of an answer, up to a limit or the end token.
 
         Args:
             mask_at: Which ids may stand at each place of the answer.

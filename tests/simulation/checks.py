@@ -1,4 +1,4 @@
-"""What must hold in every run: I1 to I8 of the faults that chains are built for, and that nothing is left over."""
+"""The invariants of every run: I1 to I8, and that nothing is left over."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MENDED_S = 20.0
 
 
 class Watch:
-    """Looks at all nodes again and again while a run goes on.
+    """Checks all nodes repeatedly while a run goes on.
 
     Attributes:
         failures: What was wrong.
@@ -71,7 +71,7 @@ class Watch:
 
 
 def answers(world: World) -> list[str]:
-    """I1: what a client was given is the whole answer, or the beginning of it and an error. I8: errors have causes."""
+    """I1: a client got the whole answer, or a beginning of it and an error. I8: errors have causes."""
     failures: list[str] = []
     for client in world.clients:
         failures += [f"{client.name}: {text}" for text in _answer(world, client)]
@@ -135,7 +135,7 @@ def _must_be_exact(world: World, client: Client) -> bool:
 
 
 def _all_heals(world: World) -> bool:
-    """Whether every fault ends before a head stops waiting, with the nodes that were there before.
+    """Whether every fault ends before a head stops waiting, with the original nodes.
 
     Nodes that cannot reach each other fail no request: their steps go through the head.
     """
@@ -151,14 +151,14 @@ def _all_heals(world: World) -> bool:
 
 
 def _may_fail(world: World) -> bool:
-    """Whether requests may end with an error: something went wrong, or nodes have little room."""
+    """Whether requests may end with an error: a fault occurred, or nodes have little room."""
     return bool(world.scenario.faults) or any(
         spec.kv_positions < 4096 or spec.max_sessions < 8 for spec in world.scenario.nodes
     )
 
 
 def works_again(world: World) -> list[str]:
-    """I5: once all stages are served again, each head that is left answers a fresh request."""
+    """I5: once all stages are served again, each remaining head answers a fresh request."""
     world.pass_until_true(lambda: False, _SETTLES_S)
     served = {
         stage
@@ -204,7 +204,7 @@ def _is_idle(scheduler: Scheduler) -> bool:
 
 
 def heads_hold_nothing(world: World) -> list[str]:
-    """I3 at the heads: no stream, no session that is not parked, and all credit is back."""
+    """I3 on heads: no streams, only parked sessions, and all credit returned."""
     failures = []
     for head in world.heads:
         scheduler = head.scheduler
@@ -229,7 +229,7 @@ def heads_hold_nothing(world: World) -> list[str]:
 
 
 def nodes_hold_nothing(world: World) -> list[str]:
-    """I3 at the nodes: all heads are gone, and after a lease nothing of them is left."""
+    """I3 on nodes: once all heads have gone and a lease has passed, nothing of them is left."""
     failures = []
     for node in world.nodes:
         if not node.is_up or node.engine is None or node.servicer is None:

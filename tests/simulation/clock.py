@@ -1,4 +1,4 @@
-"""Clocks and dice of simulated hosts; see `shardhub.clock`."""
+"""Clocks and ids of simulated hosts; see `shardhub.clock`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HostClock:
         self._spent_s += seconds
 
     def take_spent(self) -> float:
-        """Set it back, and return by how much."""
+        """Set the clock back, and return by how much."""
         seconds, self._spent_s = self._spent_s, 0.0
         return seconds
 
@@ -54,7 +54,7 @@ class HostClock:
 
 
 class SeededDice:
-    """Ids from the seed."""
+    """A source of ids drawn from the seed."""
 
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice

@@ -1,4 +1,4 @@
-"""Faults: small values that say what goes wrong, where, when and for how long.
+"""Faults: small values that say what fails, where, when and for how long.
 
 A fault is data: it can be printed, drawn from a seed, left out to shrink a failing run, and put together with others.
 To bring a new kind, write a frozen dataclass with `at_s`, `ends_s` and `strike(world)`, and add a line to
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Fault(Protocol):
-    """Something that goes wrong.
+    """Something that fails.
 
     Attributes:
         at_s: When, in seconds since the simulation began.
@@ -26,10 +26,10 @@ class Fault(Protocol):
 
     @property
     def ends_s(self) -> float:
-        """When everything is as it should be again."""
+        """The time at which everything is restored."""
 
     def strike(self, world: World) -> None:
-        """Make it happen, and plan its end."""
+        """Inject the fault, and schedule its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """Nothing gets from one host to another.
+    """A line from one host to another delivers nothing.
 
     Attributes:
         sender, receiver: As `Freeze.host`.
@@ -154,7 +154,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slow:
-    """A line gets slow for a while."""
+    """A line becomes slow for a while."""
 
     at_s: float
     sender: int
@@ -182,7 +182,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """A node computes slower for a while, as another program runs beside it."""
+    """A node computes more slowly for a while, as beside another program."""
 
     at_s: float
     node: int
@@ -225,7 +225,7 @@ class Squeeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Break:
-    """A node's next steps break while they run, as upstream raises."""
+    """A node's next steps raise an error, as upstream may."""
 
     at_s: float
     node: int
@@ -243,7 +243,7 @@ class Break:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lapse:
-    """A node ends all leases at once, as if their heads had been silent for too long."""
+    """All leases of a node expire at once, as if their heads had been silent for too long."""
 
     at_s: float
     node: int
@@ -260,7 +260,7 @@ class Lapse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """A node goes away in good order, and another process takes its address later."""
+    """A node drains and ends, and another process takes its address later."""
 
     at_s: float
     node: int
@@ -280,7 +280,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadGone:
-    """A head's process ends without a word to anyone."""
+    """A head's process ends without a message to anyone."""
 
     at_s: float
     head: int
@@ -298,7 +298,7 @@ class HeadGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DateJump:
-    """A host's wall clock is set."""
+    """A host's wall clock is changed."""
 
     at_s: float
     host: int
@@ -316,7 +316,7 @@ class DateJump:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joins:
-    """A node that was not there at the start begins to serve."""
+    """A node that was absent at the start begins to serve."""
 
     at_s: float
     node: int

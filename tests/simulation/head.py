@@ -1,4 +1,4 @@
-"""A head of the simulation, and its clients: a real scheduler and chain on a host of their own."""
+"""A head of the simulation and its clients: a real scheduler and chain on a host of their own."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Head:
         return self.host.state is not HostState.DEAD
 
     def begin(self) -> None:
-        """Start it."""
+        """Start the process."""
         if self.is_up:
             self._world.loop.spawn(self.host, self._run())
 
@@ -78,13 +78,13 @@ class Head:
             self._world.network.gone(self.host, quietly=quietly)
 
     async def until_started(self) -> Scheduler:
-        """Wait until it runs."""
+        """Wait until the head has started."""
         await self._started.wait()
         assert self.scheduler is not None
         return self.scheduler
 
     async def stop(self) -> None:
-        """End it in good order."""
+        """Shut it down regularly."""
         if self.scheduler is not None:
             self._following.cancel()
             await self.scheduler.stop()
@@ -150,7 +150,7 @@ class Head:
 
 
 class AllowedTokens:
-    """A grammar that allows two thirds of the vocabulary, in turns."""
+    """A grammar that allows alternating two thirds of the vocabulary."""
 
     def __init__(self) -> None:
         self._num = 0
@@ -197,7 +197,7 @@ class Client:
 
     @property
     def is_over(self) -> bool:
-        """Whether the request has ended for its client: with its head, if not otherwise."""
+        """Whether the request has ended for its client, by its own end or by its head's."""
         return bool(self.outcome) or not self.head.is_up or self.head.has_ended
 
     def expected(self) -> list[int]:
@@ -205,7 +205,7 @@ class Client:
         return self._world.expected(self)
 
     def begin(self) -> None:
-        """Send the request, if its head is there."""
+        """Send the request, if its head is running."""
         if self.head.is_up:
             self._world.loop.spawn(self.head.host, self._run(), name=self.name)
 
@@ -262,7 +262,7 @@ class Client:
         self._world.tell(f"{self.name} ends after {len(self.tokens)} tokens: {outcome}{why}")
 
     def _drafter(self, share: float) -> Callable[[Sequence[int]], Sequence[int]]:
-        """Guess what really follows, and now and then something else."""
+        """Guess the real continuation, and sometimes something else."""
         dice = random.Random(f"{self._world.scenario.seed} drafts {self.index}")
         whole = [*self.prompt, *self.expected()]
 

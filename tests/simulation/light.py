@@ -1,4 +1,4 @@
-"""Light nodes: they answer a head's messages without sessions, so that chains of any size run in little memory.
+"""Light nodes: they answer a head's messages without sessions, so that long chains run in little memory.
 
 A head cannot tell them from others as long as nothing fails: they describe a stage, open whatever is asked for, and
 answer each step with a token. Steps pass the stages one after the other in virtual time, but only the first and the
@@ -53,12 +53,12 @@ class LightChain:
         self._times = [pb.StageTime(wait_us=0, compute_us=round(_DECODE_S * 1e6)) for _ in self.nodes]
 
     def start(self) -> None:
-        """Let all nodes answer."""
+        """Start all nodes."""
         for node in self.nodes:
             node.start()
 
     def run(self, step: pb.Step, lane: Lane) -> None:
-        """Take a step at the first stage; the last one answers it when it has passed all others."""
+        """Run a step at the first stage; the last one answers it once it has passed all others."""
         loop, last = self._world.loop, self.nodes[-1]
         compute_s = _DECODE_S if lane is Lane.DECODE else _PREFILL_S
         self._free_at = max(self._free_at, loop.now) + compute_s
@@ -80,7 +80,7 @@ class LightChain:
 
 
 class LightNode(NodeServicer):
-    """A node that answers whatever it is asked.
+    """A node that answers every message.
 
     Attributes:
         host: Its process.
@@ -128,7 +128,7 @@ class LightNode(NodeServicer):
         )
 
     def start(self) -> None:
-        """Answer at its address."""
+        """Serve at its address."""
         before = current_host.set(self.host)
         try:
             server = MemoryServer(MESSAGE_BYTES)

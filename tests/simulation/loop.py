@@ -30,7 +30,7 @@ _FEW_TASKS = 4096
 
 
 class HostState(Enum):
-    """State of a host.
+    """The state of a host.
 
     FROZEN: its process is stopped; its clocks go on.
     ASLEEP: its machine sleeps; its monotonic clock stands still.
@@ -102,7 +102,7 @@ class Handle:
 
 
 class Stuck(RuntimeError):
-    """Nothing is left that could happen, or one instant never ends."""
+    """The loop has no event left, or never leaves one instant."""
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -163,7 +163,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         host.held.clear()
 
     def spawn(self, host: Host | None, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
-        """Begin a task on a host."""
+        """Start a task on a host."""
         context = contextvars.copy_context()
         context.run(current_host.set, host)
         return context.run(lambda: self.create_task(work, name=name))
@@ -211,13 +211,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         heapq.heappush(self._timers, (self._late(handle), next(self._numbers), handle))
 
     def _late(self, handle: Handle) -> float:
-        """When a timer is due in the simulation: its own time is its host's."""
+        """When a timer is due in the simulation: its own time is that of its host."""
         return handle._when + (handle.host.slept_s if handle.host is not None else 0.0)
 
     # Running.
 
     def run_until(self, is_over: Callable[[], bool], *, most_s: float) -> None:
-        """Run until a condition holds; it is looked at between one instant and the next.
+        """Run until a condition holds, which is checked between instants.
 
         Raises:
             Stuck: It does not hold within `most_s` virtual seconds, or nothing is left that could happen.
@@ -280,7 +280,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self._is_closed
 
     def close(self) -> None:
-        """End, and close what is left of tasks: those of dead hosts, whose code must not run."""
+        """Close the loop and the remaining tasks; code of dead hosts does not run."""
         asyncio._set_running_loop(self)  # what is closed may still begin tasks, which are closed too
         for task, _ in self._tasks:
             if not task.done():
@@ -310,12 +310,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return task
 
     def drop_ended_tasks(self) -> None:
-        """Free the tasks that have ended, but those with an error that nobody has asked for yet."""
+        """Free ended tasks, except those whose error has not been read yet."""
         self._tasks = [(task, host) for task, host in self._tasks if not task.done() or _is_unasked(task)]
         self._prune_at = max(_FEW_TASKS, 2 * len(self._tasks))
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """Run a function soon, on the loop: there are no threads here."""
+        """Schedule a function on the loop: there are no threads here."""
         future: asyncio.Future[T] = self.create_future()
 
         def run() -> None:
@@ -330,11 +330,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return future
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        """Addresses are numbers here."""
+        """Return an address as it is: all are numbers here."""
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port or 0))]
 
     def unhandled(self) -> list[tuple[str, str, BaseException | None]]:
-        """Errors that nobody handled so far, with those of tasks that ended and that nobody has asked for."""
+        """Errors that were not handled so far, including those of ended tasks that nothing has awaited."""
         ended = []
         for task, host in self._tasks:
             if task.done() and _is_unasked(task):

@@ -1,4 +1,4 @@
-"""A mutant: a defect put back on purpose into a module of the product, as that is imported.
+"""A mutant: a known defect, inserted into a module of the product when the module is imported.
 
 No file changes. A mutant lives in a process of its own, which has not imported the module yet. It is forked from a
 server that has imported what the product needs, so that it starts sooner.
@@ -58,7 +58,7 @@ class Mutant:
 
     @property
     def module(self) -> str:
-        """Full name of the module."""
+        """The module's full name."""
         return self.path.removesuffix(".py").replace("/", ".")
 
     def apply(self, source: str) -> str:
@@ -101,14 +101,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def put_back(mutant: Mutant) -> None:
-    """Have a defect in its module, which is not imported yet, from now on."""
+    """Insert a defect into its module, which must not be imported yet."""
     if mutant.module in sys.modules:
         raise RuntimeError(f"{mutant.module} is imported already.")
     sys.meta_path.insert(0, _Finder(mutant))
 
 
 def failures_of(mutant: Mutant | None, seeds: Sequence[int]) -> tuple[int | None, list[str]]:
-    """Run seeds, with a defect, until one fails.
+    """Run seeds with a defect until one fails.
 
     Returns:
         The seed that failed, if any, and its failures.
@@ -131,7 +131,7 @@ def failures_of(mutant: Mutant | None, seeds: Sequence[int]) -> tuple[int | None
 
 @contextmanager
 def _no_longer_than(seconds: float) -> Iterator[None]:
-    """End what this thread computes for too long."""
+    """Stop this thread's computation after a time."""
 
     def end(*_: object) -> None:
         raise TimeoutError(f"It computes for more than {seconds:.0f} s.")
@@ -146,7 +146,7 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
 
 
 def fresh_processes(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
-    """Processes each of which runs one function, and has imported none of the product's modules that have mutants."""
+    """A pool of processes that run one function each, and have imported no module that has mutants."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
     return concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)

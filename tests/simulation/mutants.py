@@ -1,4 +1,4 @@
-"""Mutants: defects put back on purpose into the product, each of which the simulation must find.
+"""Mutants: known defects inserted into the product, each of which the simulation must detect.
 
 python -m tests.simulation.mutants --help
 """
@@ -568,7 +568,7 @@ MUTANTS: tuple[Mutant, ...] = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look for seeds that find the mutants."""
+    """Search for seeds that detect the mutants."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to find; all if none is named")
     parser.add_argument("--most", type=int, default=300, help="seeds to run for each (default: 300)")
@@ -617,7 +617,7 @@ def table() -> str:
 
 
 def written(text: str) -> str:
-    """A document with the table between its two marks as it is now."""
+    """The document with its table replaced by the current one."""
     pattern = re.compile(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", re.DOTALL)
     assert pattern.search(text), "the document has no place for the table"
     return pattern.sub(lambda _: f"{_BEGIN}\n\n{table()}\n\n{_END}", text)

@@ -57,7 +57,7 @@ class Line:
 
 
 class Network:
-    """The hosts' connections.
+    """The connections between hosts.
 
     Args:
         loop: The loop of the simulation.
@@ -83,7 +83,7 @@ class Network:
         self._silent_since: dict[tuple[Host, Host], float] = {}
 
     def line(self, sender: Host, receiver: Host) -> Line:
-        """One direction between two machines, whichever of their processes run."""
+        """The line from one machine to another, whichever processes run there."""
         key = sender.name, receiver.name
         if (line := self._lines.get(key)) is None:
             line = self._lines[key] = Line(self._latency_s)
@@ -94,25 +94,25 @@ class Network:
         return sum(line.num_messages for ends, line in self._lines.items() if host.name in ends)
 
     def listen(self, host: Host, address: str, server: MemoryServer) -> None:
-        """Answer at an address, in place of whoever did before."""
+        """Serve at an address, in the place of any earlier server."""
         self._servers[address] = host, server
 
     def leave(self, address: str) -> None:
-        """Answer there no more; calls that run go on."""
+        """Stop serving at an address; running calls go on."""
         self._servers.pop(address, None)
 
     def server_at(self, address: str) -> tuple[Host, MemoryServer] | None:
-        """Who answers."""
+        """The server at an address."""
         there = self._servers.get(address)
         return None if there is None or there[0].state is HostState.DEAD else there
 
     def host_at(self, address: str) -> Host | None:
-        """The host that answers or last answered at an address."""
+        """The host that serves or last served at an address."""
         there = self._servers.get(address)
         return there[0] if there else None
 
     def opener(self, host: Host) -> Callable[[str, Security, Options], Awaitable[OpenChannel]]:
-        """How a host opens channels; see `shardhub.wire.secure.open_channel`."""
+        """The function by which a host opens channels; see `shardhub.wire.secure.open_channel`."""
 
         async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:
             return OpenChannel(channel=Channel(self, host, address, dict(options)))  # type: ignore[arg-type]
@@ -122,12 +122,12 @@ class Network:
     # Conditions.
 
     def block(self, sender: Host, receiver: Host) -> None:
-        """Hold what is sent in one direction."""
+        """Hold back what is sent in one direction."""
         self.line(sender, receiver).is_blocked = True
         self.check_silence(sender, receiver)
 
     def heal(self, sender: Host, receiver: Host) -> None:
-        """Let through what was held."""
+        """Deliver what was held back."""
         line = self.line(sender, receiver)
         if line.is_blocked:
             line.is_blocked = False
@@ -136,13 +136,13 @@ class Network:
                 call.flow(sender, receiver)
 
     def reset(self, one: Host, other: Host) -> None:
-        """Break all connections between two hosts: what is on its way is lost."""
+        """Break all connections between two hosts: messages in flight are lost."""
         for call in self._between(one, other):
             call.client.end(RESET)
             call.server.end(CANCELLED)
 
     def gone(self, host: Host, *, quietly: bool = False) -> None:
-        """A host's process has ended.
+        """Handle the end of a host's process.
 
         Args:
             quietly: Its machine has lost its power: nobody is told.
@@ -157,7 +157,7 @@ class Network:
                 call.server.hang_up(RESET)
 
     def changed(self, host: Host) -> None:
-        """A host froze, fell asleep or woke up: its peers may hear nothing."""
+        """Handle a host that froze, fell asleep or woke up, which its peers notice by silence."""
         for other in dict.fromkeys(
             call.server.host if call.client.host is host else call.client.host
             for call in self._calls
@@ -169,12 +169,12 @@ class Network:
         return [call for call in self._calls if {call.client.host, call.server.host} == {one, other}]
 
     def hears(self, host: Host, other: Host) -> bool:
-        """Whether a ping of a host to another is answered."""
+        """Whether a ping from a host to another is answered."""
         is_open = not self.line(host, other).is_blocked and not self.line(other, host).is_blocked
         return is_open and other.state is HostState.RUNNING
 
     def check_silence(self, one: Host, other: Host) -> None:
-        """Note since when two hosts do not hear each other, and give their connections up once that lasts."""
+        """Record when two hosts cease to hear each other, and drop their connections once that lasts."""
         for here, there in ((one, other), (other, one)):
             if self.hears(here, there):
                 self._silent_since.pop((here, there), None)
@@ -184,7 +184,7 @@ class Network:
                     call.watch(here, there)
 
     def silent_since(self, here: Host, there: Host) -> float | None:
-        """Since when a host does not hear another; None if it does."""
+        """Since when a host has not heard another; None if it hears it."""
         return self._silent_since.get((here, there))
 
     # Calls.
@@ -197,7 +197,7 @@ class Network:
         return call
 
     def ended(self, call: Call) -> None:
-        """Both sides of a call have ended."""
+        """Handle a call that has ended on both sides."""
         self._calls.pop(call, None)
 
     def note(self, sender: Host, receiver: Host, data: bytes, path: str) -> None:
@@ -209,7 +209,7 @@ class Network:
         self.digest = zlib.crc32(content, zlib.crc32(text.encode(), self.digest))
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Call a function of the simulator itself."""
+        """Schedule a function of the simulator itself."""
         before = current_host.set(None)
         try:
             self.loop.call_later(seconds, call)
@@ -218,7 +218,7 @@ class Network:
 
 
 class Channel:
-    """What a `NodeStub` takes for a channel."""
+    """The channel that a `NodeStub` takes."""
 
     def __init__(self, network: Network, host: Host, address: str, options: dict[str, int]) -> None:
         self.address = address
@@ -248,7 +248,7 @@ class Channel:
         return grpc.ChannelConnectivity.READY if is_there else grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
     def forget(self, call: Call) -> None:
-        """One of its calls has ended."""
+        """Forget a call that has ended."""
         self._calls.pop(call, None)
 
     def unary_unary(
@@ -388,13 +388,13 @@ class Side:
         return self._arrived.popleft()
 
     async def until_ended(self) -> Status:
-        """How the call ended here."""
+        """Wait for the call's end on this side, and return its status."""
         while self.status is None:
             await self._change()
         return self.status
 
     def hang_up(self, status: Status) -> bool:
-        """End the call here, and let the other side know, in order with what was sent."""
+        """End the call here, and tell the other side, after the messages already sent."""
         if self.status is not None:
             return False
         self._sending.append((None, status))
@@ -448,7 +448,7 @@ class Side:
         self.flow()
 
     def drop(self) -> None:
-        """Lose what waits to be sent."""
+        """Drop the messages that wait to be sent."""
         self._sending.clear()
 
     async def _change(self) -> None:
@@ -464,7 +464,7 @@ class Side:
 
 
 class Call:
-    """A call that runs: its two sides, and the task of the method."""
+    """A running call: its two sides, and the task of its method."""
 
     def __init__(self, network: Network, host: Host, channel: Channel, path: str) -> None:
         self.network = network
@@ -479,7 +479,7 @@ class Call:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Connect; nobody is told before an attempt was made."""
+        """Connect; the other side learns of the call only after a successful attempt."""
         here, there = self.client.host, self.server.host
         network = self.network
         if self._server is not None and network.line(here, there).is_cut:
@@ -499,7 +499,7 @@ class Call:
             self.watch(there, here)
 
     def watch(self, here: Host, there: Host) -> None:
-        """Give this side up if it still hears nothing after its keepalive time."""
+        """End this side if it still hears nothing after its keepalive time."""
         side = self.client if self.client.host is here else self.server
         since = self.network.silent_since(here, there)
         if since is None or side.status is not None:
@@ -517,18 +517,18 @@ class Call:
         self.network.later(max(0.0, since + keepalive_s - self.network.loop.now), check)
 
     def flow(self, sender: Host, receiver: Host) -> None:
-        """Go on sending after a block."""
+        """Resume sending after a block."""
         for side in (self.client, self.server):
             if side.host is sender and side.other.host is receiver:
                 side.flow()
 
     def arrived(self, side: Side) -> None:
-        """A message has reached a side: the first at the server begins the method."""
+        """Handle a message that reached a side: the first one at the server starts the method."""
         if side is self.server and self._task is None and self._server is not None:
             self._task = self.network.loop.spawn(side.host, self._serve(self._server.handlers[self.path]))
 
     def side_ended(self, side: Side) -> None:
-        """A side has ended."""
+        """Handle the end of a side."""
         if side is self.client:
             self._channel.forget(self)
         elif self._task is not None and side.status is CANCELLED:

@@ -28,7 +28,7 @@ _STEP_S = 0.0005
 
 
 class _WatchedEngine(Engine):
-    """An engine that says when it ran what it must not.
+    """An engine that reports a step it must not run.
 
     Attributes:
         wrong: Called with what is wrong.
@@ -77,7 +77,7 @@ class Node:
 
     @property
     def is_up(self) -> bool:
-        """Whether a process of it serves."""
+        """Whether one of its processes serves."""
         return self.host.state is not HostState.DEAD
 
     def start(self, *, is_old: bool = False, moved: bool = False) -> None:
@@ -139,18 +139,18 @@ class Node:
             self._world.network.gone(self.host, quietly=quietly)
 
     def drain(self) -> None:
-        """Take no new sessions."""
+        """Accept no new sessions."""
         if self.is_up and self.servicer is not None:
             self.servicer.drain()
             self.is_draining = True
 
     def squeeze(self, *, is_short: bool) -> None:
-        """Have room for no further session, or again for as many as before."""
+        """Leave no room for further sessions, or restore it."""
         if self.engine is not None:
             self.engine._sessions._kv_budget_bytes = 0 if is_short else self._budget
 
     def lapse(self) -> None:
-        """End all leases."""
+        """Expire all leases."""
         if self.engine is not None and self.is_up:
             for entry in self.engine._sessions._all():
                 entry.lease_ends = self.engine._clock.now() - 1e-3

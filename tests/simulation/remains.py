@@ -1,4 +1,4 @@
-"""What must be gone once all requests have ended: what heads and nodes still hold then, and who needs it."""
+"""What heads and nodes still hold once all requests have ended, though nothing needs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def of_heads(world: World) -> Iterator[str]:
-    """What heads without requests hold for nobody."""
+    """What heads without requests hold needlessly."""
     for head in world.heads:
         if head.is_up and not head.has_ended and head.scheduler is not None:
             yield from _deadlines(world, head)
@@ -25,7 +25,7 @@ def of_heads(world: World) -> Iterator[str]:
 
 
 def of_nodes(world: World) -> Iterator[str]:
-    """Sessions on nodes whose heads do not know them any more, and were able to say so."""
+    """Sessions on nodes whose heads have forgotten them, although they could have closed them."""
     for node in world.nodes:
         if not node.is_up or node.engine is None:
             continue
@@ -40,7 +40,7 @@ def of_nodes(world: World) -> Iterator[str]:
 
 
 def reused_too_much(world: World, client: Client) -> str | None:
-    """KV that a request reused though no request of its tenant began like that."""
+    """KV that a request reused although no earlier request of its tenant has that beginning."""
     if client.stream is None or not client.stream.num_reused:
         return None
     same = [

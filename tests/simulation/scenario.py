@@ -1,4 +1,4 @@
-"""A scenario: everything that a run begins with, as data; `draw` makes one from a seed."""
+"""A scenario: all inputs of a run, as data; `draw` makes one from a seed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RequestSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """What a run begins with.
+    """The inputs of a run.
 
     Attributes:
         seed: Of everything that is drawn while it runs, such as delays.
@@ -181,7 +181,7 @@ def _with(scenario: Scenario, **changes: object) -> Scenario:
 
 
 def _draw_nodes(dice: random.Random, num_stages: int) -> tuple[NodeSpec, ...]:
-    """Nodes for all stages, some for several at once, some twice."""
+    """Draw nodes for all stages, some serving several, some stages served twice."""
     nodes: list[NodeSpec] = []
     first = 0
     while first < num_stages:
@@ -239,7 +239,9 @@ def _draw_request(dice: random.Random, num_heads: int, *, is_exact: bool) -> Req
 
 
 def _of_a_kind(requests: tuple[RequestSpec, ...], kind: float) -> tuple[RequestSpec, ...]:
-    """Now and then all requests have long prompts, which take turns, or masks, or want the likelihoods of prompts."""
+    """Occasionally make all requests of one kind: with long prompts that take turns, with masks, or with prompt
+    likelihoods.
+    """
     if kind < 0.1:
         return tuple(replace(one, prompt=90) for one in requests)
     plain = tuple(replace(one, right_drafts=None, masked=False, score=False) for one in requests)
@@ -251,7 +253,7 @@ def _of_a_kind(requests: tuple[RequestSpec, ...], kind: float) -> tuple[RequestS
 
 
 def _draw_alike(dice: random.Random) -> list[RequestSpec]:
-    """Requests that come one after the other and begin alike, as those of a chat do."""
+    """Draw successive requests with a common beginning, like those of a chat."""
     at_s = dice.uniform(0.0, SPAN_S)
     requests = []
     for _ in range(dice.choice((2, 3, 4))):
@@ -270,7 +272,7 @@ def _draw_alike(dice: random.Random) -> list[RequestSpec]:
 
 
 def _draw_aimed(dice: random.Random, scenario: Scenario, kind: float) -> list[Fault]:
-    """Faults at moments when they do most."""
+    """Draw faults at the moments where they do most."""
     drawn: list[Fault] = []
     if dice.random() < 0.1 or 0.2 <= kind < 0.3:
         drawn += _draw_flapping(dice, scenario)
@@ -287,7 +289,7 @@ def _draw_aimed(dice: random.Random, scenario: Scenario, kind: float) -> list[Fa
 
 
 def _draw_flapping(dice: random.Random, scenario: Scenario) -> list[Fault]:
-    """Connections that break again and again, also while they are being opened."""
+    """Draw connections that break repeatedly, also while they are being opened."""
     node, head = dice.randrange(len(scenario.nodes)), -1 - dice.randrange(len(scenario.heads))
     at_s = dice.choice((0.0, dice.uniform(0.0, SPAN_S)))
     resets: list[Fault] = []

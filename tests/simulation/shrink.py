@@ -1,4 +1,4 @@
-"""Shrinking: the smallest scenario that still fails like the one from a seed."""
+"""Shrinking: the smallest scenario that fails in the same way as a seed's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_RUNS = 400
 
 
 def kind(failures: list[str]) -> frozenset[str]:
-    """What kinds of failures these are: their texts without numbers and addresses."""
+    """The kinds of these failures: their texts without numbers and addresses."""
     return frozenset(re.sub(r"[\d.:]+", "#", failure)[:80] for failure in failures)
 
 
@@ -60,7 +60,7 @@ def shrink(scenario: Scenario, run: Callable[[Scenario], Outcome], *, most_runs:
 
 
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
-    """Scenarios that are simpler by one thing, the largest leaps first."""
+    """Scenarios that are simpler by one thing, the largest reductions first."""
     for at in range(len(scenario.faults)):
         yield replace(scenario, faults=_without(scenario.faults, at))
     for at in range(len(scenario.requests)):

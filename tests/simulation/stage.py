@@ -1,4 +1,4 @@
-"""A stage of the simulation's model, and what runs it: the product's engines run both like those of a real model."""
+"""A stage of the simulation's model, and its runner: the product's engines use both like those of a real model."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class HashStage:
 
 
 class Processor:
-    """Runs an engine's jobs one at a time on the event loop, in the order in which a compute thread would.
+    """Runs an engine's jobs one at a time on the event loop, in the order of a compute thread.
 
     A job happens at once, on a clock that is set forward by what it takes; its future is done that much later.
 
@@ -288,7 +288,7 @@ class Processor:
             self._clock.call_later(0.0, self._run)
 
     def _run(self) -> None:
-        """Run the next job: those that come meanwhile wait."""
+        """Run the next job; jobs that arrive meanwhile wait."""
         job = self._jobs.pop()
         if job is None or self._is_closed:
             self._busy_since = None
@@ -323,5 +323,5 @@ class Processor:
 
 
 def broken() -> NodeFailure:
-    """What a step that a fault breaks ends with."""
+    """The error of a step that a fault breaks."""
     return NodeFailure("A stage failed while it ran a step.", why="A fault of the simulation.")

@@ -1,4 +1,4 @@
-"""Faults of the product that the simulation brought to light, each the scenario that showed it."""
+"""Faults of the product that the simulation has shown, each with its scenario."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_stream_that_moves_leaves_no_session_behind() -> None:
 
 @pytest.mark.parametrize("busy", [0, 1])
 def test_steps_that_a_head_gave_up_take_no_room_from_those_that_replace_them(busy: int) -> None:
-    """A slow node still queues what a lost link left behind; the head's credit is two steps."""
+    """A slow node still queues the steps of a lost link, and the head's credit is two steps: the replay has room."""
     scenario = Scenario(
         seed=1,
         nodes=(NodeSpec(first=0, last=0), NodeSpec(first=1, last=1)),

@@ -41,7 +41,7 @@ def test_hours_pass_in_a_moment(loop: VirtualLoop) -> None:
 
 
 def test_a_frozen_host_does_nothing_until_it_thaws(loop: VirtualLoop) -> None:
-    """Its timers are late then, as its clock went on."""
+    """Timers of a frozen host fire late, as its clock goes on."""
     host, times = Host("one"), []
     loop.spawn(host, tick(loop, times))
     run(loop, 2.5)
@@ -54,7 +54,7 @@ def test_a_frozen_host_does_nothing_until_it_thaws(loop: VirtualLoop) -> None:
 
 
 def test_the_clock_of_a_sleeping_machine_stands_still(loop: VirtualLoop) -> None:
-    """Its monotonic clock and its timers go on where they stood; the clock that includes sleep is ahead."""
+    """Its monotonic clock and its timers resume where they stood; the clock that includes sleep is ahead."""
     host, times = Host("one"), []
     loop.spawn(host, tick(loop, times))
     run(loop, 2.5)
@@ -68,7 +68,7 @@ def test_the_clock_of_a_sleeping_machine_stands_still(loop: VirtualLoop) -> None
 
 
 def test_a_killed_host_runs_nothing_more(loop: VirtualLoop) -> None:
-    """Not even what stands in `finally`, as after SIGKILL; other hosts go on."""
+    """Not even `finally` blocks run, as after SIGKILL; other hosts go on."""
     reached: list[str] = []
 
     async def work(name: str) -> None:
@@ -87,7 +87,7 @@ def test_a_killed_host_runs_nothing_more(loop: VirtualLoop) -> None:
 
 
 def test_an_end_that_never_comes_is_told(loop: VirtualLoop) -> None:
-    """Neither an empty loop nor one instant without end hangs the simulation."""
+    """An empty loop, and an instant that never ends, raise an error instead of hanging."""
     with pytest.raises(Stuck, match="Nothing is left"):
         loop.run_until(lambda: False, most_s=10.0)
 
@@ -100,7 +100,7 @@ def test_an_end_that_never_comes_is_told(loop: VirtualLoop) -> None:
 
 
 def test_what_nobody_handles_is_kept(loop: VirtualLoop) -> None:
-    """An exception that ends a task nobody awaits is a failure of the run."""
+    """An exception of a task that nothing awaits is a failure of the run."""
 
     async def fail() -> None:
         raise ValueError("of a task")

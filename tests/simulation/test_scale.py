@@ -1,4 +1,4 @@
-"""What a head does for a session and a token does not grow with the number of sessions: counted, not timed."""
+"""A head's work for a session and a token does not grow with the number of sessions: counted, not timed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def all_phases(cell: Cell) -> Cell:
 
 
 def calls_a_session(num_stages: int, num_sessions: int) -> float:
-    """Functions that the head calls for each session."""
+    """The number of functions that the head calls for each session."""
     cell = Cell(num_stages, num_sessions, num_tokens=NUM_TOKENS)
     profile = cell.account.profile = cProfile.Profile()
     all_phases(cell)

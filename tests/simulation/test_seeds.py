@@ -1,4 +1,4 @@
-"""Seeds: each a whole history of heads, nodes, clients and faults, in which nothing may go wrong."""
+"""Seeds: each is a whole history of heads, nodes, clients and faults in which every invariant must hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_nothing_goes_wrong_in_a_few_seeds(first: int) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_nothing_goes_wrong_in_many_seeds() -> None:
-    """The same on all cores."""
+    """Many seeds on all cores pass the same checks."""
     command = [sys.executable, "-m", "tests.simulation", "--seeds", str(MANY)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""A seed is a whole history: the same one again gives the same trace, byte for byte, also in another process."""
+"""Running a seed again gives the same trace, byte for byte, also in another process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SEEDS = (14, 74, 146, 157)
 
 
 def trace(seed: int) -> str:
-    """All that was delivered and when, as a checksum, and all that happened."""
+    """A checksum of all deliveries and their times, and the list of events."""
     outcome = run(draw(seed), tells=True)
     return "\n".join([*outcome.story, str(outcome.digest), str(outcome.num_callbacks), str(outcome.tokens)])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
-    """Twice in one process, where objects lie at other addresses the second time."""
+    """Two runs in one process agree, although objects have other addresses."""
     first = trace(seed)
     kept = [object() for _ in range(1000)]
     assert trace(seed) == first
@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
 
 
 def test_another_process_gives_the_same_traces() -> None:
-    """With another seed of Python's hashes of strings, whose order a set would show."""
+    """Processes with different hash seeds agree, so that no order depends on a set of strings."""
     code = f"from tests.simulation.test_trace import trace\nfor seed in {SEEDS}: print(trace(seed))"
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -40,7 +40,7 @@ def test_another_process_gives_the_same_traces() -> None:
 
 
 def test_no_wall_clock_and_no_chance_but_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of heads and nodes reads no clock and draws no randomness of its own while it is simulated."""
+    """Simulated heads and nodes read no wall clock and draw no randomness of their own."""
     import random
     import secrets
     import threading

@@ -1,4 +1,4 @@
-"""What must hold while a run goes on: nobody waits for what never comes, and what is held is kept up."""
+"""Invariants during a run: every wait can end, and held resources are kept up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
 
 
 class Upkeep:
-    """Looks again and again at what heads wait for, and at what nodes hold for them."""
+    """Checks repeatedly what heads wait for, and what nodes hold for them."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -36,7 +36,7 @@ class Upkeep:
         self._given_up_since: dict[tuple[Node, bytes], float] = {}
 
     def look(self) -> Iterator[str]:
-        """What is wrong now."""
+        """The violations at this moment."""
         now = self._world.loop.now
         if not _all_is_fine(self._world):
             self._fine_since = now
@@ -51,7 +51,7 @@ class Upkeep:
             yield from self._given_up(node, now)
 
     def _lost_steps(self, head: Head) -> Iterator[str]:
-        """Steps that are waited for though their path is broken."""
+        """Steps that are awaited although their path is broken."""
         if head.scheduler is None:
             return
         chain = head.scheduler.chain
@@ -61,7 +61,7 @@ class Upkeep:
                 yield f"{head.name} waits for a step over a link that is lost"
 
     def _stalled(self, head: Head, now: float) -> Iterator[str]:
-        """Streams that get nowhere though nothing is wrong and no node has anything to do."""
+        """Streams without progress although there is no fault and no node has work."""
         if head.scheduler is None:
             return
         quiet_since = max(self._fine_since, self._idle_since)
@@ -80,7 +80,7 @@ class Upkeep:
                 yield f"a {stream.status.value} stream of {head.name} waits though nothing is wrong"
 
     def _late_leases(self, node: Node, now: float) -> Iterator[str]:
-        """Leases that run out under a head that holds them: a third of each is left at any time, if it renews them."""
+        """Leases about to expire under a living head: one that renews them always has a third of each left."""
         lease_s = self._world.scenario.lease_s
         if node.engine is None or not node.is_up or now - self._fine_since < lease_s:
             return
@@ -90,7 +90,7 @@ class Upkeep:
                 yield f"{head.name} has not renewed the lease of a session on {node.name}"
 
     def _given_up(self, node: Node, now: float) -> Iterator[str]:
-        """Sessions on a node whose head has given them up, and could have said so."""
+        """Sessions on a node that their head gave up, and could have closed."""
         if node.engine is None or not node.is_up:
             return
         before, self._given_up_since = (
@@ -113,7 +113,7 @@ class Upkeep:
 
 
 def holder(world: World, session: bytes) -> Head | None:
-    """The head that holds a session, if it runs."""
+    """The running head that holds a session, if any."""
     for head in world.heads:
         if head.is_up and head.scheduler is not None and _is_held(head.scheduler.chain._sessions.get(session)):
             return head
@@ -125,7 +125,7 @@ def _is_held(session: ChainSession | None) -> bool:
 
 
 def _all_is_fine(world: World) -> bool:
-    """Whether all hosts run and hear each other, over lines that are fast."""
+    """Whether all hosts run and hear each other, over fast lines."""
     network = world.network
     hosts = [one.host for one in (*world.nodes, *world.heads) if one.is_up]
     return (
@@ -153,7 +153,7 @@ def _is_idle(world: World) -> bool:
 
 
 def _has_room(world: World) -> bool:
-    """Whether nothing keeps a session out of any node."""
+    """Whether every node could open another session."""
     up = [node for node in world.nodes if node.is_up and node.engine is not None]
     return all(
         not node.engine.num_sessions and not node.is_draining and node.engine._sessions._kv_budget_bytes  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The world of a run: it builds a scenario's hosts, lets its faults strike, and runs until all is over."""
+"""The world of a run: it builds a scenario's hosts, injects its faults, and runs until all requests have ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FREED_WITHIN_S = 40.0
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         failures: What must not be, each a sentence; empty if all is well.
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class _ErrorLog(logging.Handler):
-    """Keeps what the product logs as an error: a fault of its own."""
+    """Records what the product logs as an error, which is a failure."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -90,34 +90,34 @@ class World:
     # For faults.
 
     def tell(self, text: str) -> None:
-        """Add a line to the story."""
+        """Add a line to the list of events."""
         if self._tells:
             self.story.append(f"{self.loop.now - self.began_s:8.3f} {text}")
 
     def wrong(self, text: str) -> None:
-        """Note what must not be; once is enough."""
+        """Record a violation, once."""
         if text not in self._failures:
             self._failures.append(text)
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Call a function of the simulator later."""
+        """Schedule a function of the simulator."""
         self.network.later(seconds, call)
 
     def host(self, index: int) -> Host:
-        """A host by the number that faults give it: a node's index, or -1 - a head's."""
+        """The host with this number in a fault: a node's index, or -1 - a head's."""
         return self.nodes[index].host if index >= 0 else self.heads[-1 - index].host
 
     def now_named(self, host: Host) -> Host:
-        """The process that runs now on a host's machine."""
+        """The process that now runs on a host's machine."""
         there = [one.host for one in (*self.nodes, *self.heads) if one.host.name == host.name]
         return there[0]
 
     def addresses(self) -> list[str]:
-        """Addresses of nodes, as a head is told them."""
+        """Addresses of nodes, as given to a head."""
         return list(self._addresses.values())
 
     def node_started(self, node: Node | LightNode) -> None:
-        """A node has started: heads that follow names hear of its address."""
+        """Handle a started node: heads that follow names get its address."""
         self._addresses[node.index] = node.address
 
     def expected(self, client: Client) -> list[int]:
@@ -130,7 +130,7 @@ class World:
     # The run.
 
     def run(self) -> Outcome:
-        """Run it from beginning to end, and check everything."""
+        """Run the scenario from beginning to end, and check everything."""
         outcome = Outcome(story=self.story)
         log = _ErrorLog()
         logger = logging.getLogger("shardhub")
@@ -204,7 +204,7 @@ class World:
         outcome.failures += watch.failures
 
     def pass_until_true(self, condition: Callable[[], bool], most_s: float) -> None:
-        """Let time pass until a condition holds, or for so long."""
+        """Let time pass until a condition holds, or up to a limit."""
         end = self.loop.now + most_s
         while not condition() and self.loop.now < end:
             self._pass(0.1)

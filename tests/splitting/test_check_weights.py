@@ -103,8 +103,7 @@ def test_integers_may_be_anything(dtype: str) -> None:
     ids=[f"{kind}-{dtype}" for kind, table in (("nan", NAN), ("inf", INFINITY)) for dtype in table],
 )
 def test_split_is_refused(dtype: str, value: bytes, tmp_path: Path) -> None:
-    """Tensor, index and file are named, and neither pipeline nor shard is made; without the check the file is copied.
-    """
+    """Tensor, index and file are named, and no pipeline or shard is made; without the check the file is copied."""
     checkpoint = _write(tmp_path / "model", _holding(dtype, value, 3 * 5 + 4, (7, 5)))
     with pytest.raises(NonFiniteWeights, match=NAME) as caught:
         _split(checkpoint, tmp_path / "out", check_weights=True)

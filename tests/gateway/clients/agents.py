@@ -1,4 +1,4 @@
-"""Settings by which coding agents call a gateway, and the tool calls of a session of five turns for each.
+"""Settings for coding agents that call a gateway, and the tool calls of a session of five turns for each.
 
 Every call or its result names the script that the model says next (see `tests.scripted.choosing`).
 """
@@ -67,7 +67,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def image_of(agent: str, folder: Path) -> Path:
-    """The path of the image that an agent reads; it names the next turn."""
+    """The path of the image that an agent reads; it selects the next turn."""
     return folder / f"next_{agent}3_end.png"
 
 

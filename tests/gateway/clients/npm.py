@@ -1,4 +1,4 @@
-"""Packages of npm, for tests that run clients in JavaScript."""
+"""npm packages for tests of JavaScript clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coding agents, unmodified, from the registry: sessions that go on until the model itself ends them."""
+"""Coding agents, unmodified from the registry, in sessions that go on until the model ends them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strict_gateway(tmp_path_factory, folders):
-    """A gateway whose model says the turns of every agent, under a template that takes little."""
+    """A gateway whose model writes the turns of every agent, under a restrictive template."""
     scripts = {scripted.GO: "Hello."}
     for agent in agents.AGENTS:
         for name, turn in agent.scripts(folders[agent.name]).items():
@@ -77,7 +77,7 @@ def strict_gateway(tmp_path_factory, folders):
 
 @pytest.mark.parametrize("agent", agents.AGENTS, ids=lambda agent: agent.name)
 def test_a_session_reaches_its_last_turn(strict_gateway, modules, folders, agent) -> None:
-    """A command, an image, an MCP tool and a second command lead to the last words; resumed, the session goes on."""
+    """A command, an image, an MCP tool and a second command lead to the last words; a resumed session goes on."""
     folder = folders[agent.name]
     folder.mkdir()
     agents.write_image(agents.image_of(agent.name, folder))
@@ -90,7 +90,7 @@ def test_a_session_reaches_its_last_turn(strict_gateway, modules, folders, agent
 
 
 def _said(command: list[str], folder: Path, env: Mapping[str, str]) -> str:
-    """What an agent's process writes on stdout until it ends well."""
+    """The stdout of an agent's process, which must succeed."""
     session = subprocess.run(
         command,
         cwd=folder,
@@ -111,5 +111,5 @@ def _lines(folder: Path) -> list[str]:
 
 
 def _written(name: str, arguments: dict[str, Any]) -> str:
-    """A call as the model writes it."""
+    """A call in the model's notation."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"

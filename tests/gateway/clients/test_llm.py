@@ -39,7 +39,7 @@ def llm(gateway, tmp_path):
 
 
 def test_llm_is_answered(llm) -> None:
-    """The same, streamed and whole; another model is an error that it shows."""
+    """Streamed and whole answers are the same; another model is an error that the command shows."""
     options = ("hi", "-o", "max_tokens", "6", "-o", "temperature", "0")
     streamed = llm(*options)
     assert streamed.strip()
@@ -47,6 +47,6 @@ def test_llm_is_answered(llm) -> None:
 
 
 def test_llm_gets_what_its_schema_says(llm) -> None:
-    """By its short way to write one, which forbids nothing."""
+    """A schema in the command's short form, which allows further properties, shapes the answer."""
     answer = json.loads(llm("hi", "--schema", "AGE int", "-o", "max_tokens", "60", "-o", "logit_bias", '{"10": -100}'))
     assert isinstance(answer["AGE"], int)

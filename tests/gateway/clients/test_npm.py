@@ -1,4 +1,4 @@
-"""Clients in JavaScript, unmodified, from the registry."""
+"""JavaScript clients, unmodified from the registry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def modules(tmp_path_factory):
 
 @pytest.mark.parametrize("script", ["openai.mjs", "ai.mjs"])
 def test_javascript_clients_are_served(gateway, http, modules, script) -> None:
-    """Each script ends well, and leaves no session behind."""
+    """Each script succeeds, and leaves no session behind."""
     shutil.copy(HERE / script, modules)
     command = ["node", script, gateway.url]
     done = subprocess.run(command, cwd=modules, capture_output=True, text=True, timeout=240, check=False)

@@ -1,4 +1,4 @@
-"""Requests made up from the gateway's own OpenAPI file."""
+"""Random requests derived from the gateway's own OpenAPI file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.mark.timeout(900)
 def test_no_request_is_more_than_the_gateway_can_answer(served, tmp_path) -> None:
-    """Whatever fits the file, or nearly does: never a fault of the server's, always an answer the file tells of."""
+    """Any request that matches the file, or nearly, gets a documented answer and never a server error."""
     gateway = GatewayProcess(served.pipeline, served.addresses, ("--max-tokens", "8"))
     command = [COMMAND, "run", f"{gateway.url}/openapi.json", "--checks", CHECKS, "--no-color", "--seed", "1"]
     options = ["--max-examples", "20", "--exclude-path", "/shardhub/events", "--request-timeout", "60"]

@@ -1,4 +1,4 @@
-"""A real Chromium for tests of the page, and axe-core to judge it."""
+"""A real Chromium for tests of the page, and axe-core to check it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, gateway):
-    """A first visit of the page; in the end, nothing was loaded from elsewhere, and nothing complained."""
+    """A first visit of the page; afterwards, checks that nothing was loaded from elsewhere and no error occurred."""
     with Visit(browser, gateway.url) as opened:
         yield opened
 

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/images: python -m tests.gateway.page.pictures URL FOLDER, of `shardhub gateway --demo`.
+"""Take the pictures of docs/images: `python -m tests.gateway.page.pictures URL FOLDER`, of `shardhub gateway --demo`.
 
 templates/page.png, which goes onto cards, is page-light.png in 96 colours.
 """
@@ -20,7 +20,7 @@ PHONE = {"width": 390, "height": 800}
 
 
 def main(url: str, folder: Path) -> None:
-    """One conversation, in both themes; then the same on a phone, with its drawer."""
+    """Take one conversation in both themes, then the same on a phone, with its drawer."""
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as started:
         own = started.chromium.executable_path

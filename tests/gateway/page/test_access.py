@@ -1,4 +1,4 @@
-"""The page for those who do not see it, use no mouse, or have a small screen."""
+"""The page with a screen reader, without a mouse, and on a small screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PHONE = {"width": 360, "height": 740}
 
 
 def violations(visit, axe) -> list[str]:
-    """What axe-core finds wrong, in the state the page is in."""
+    """The faults that axe-core reports in the page's present state."""
     visit.until("document.getAnimations().every(a => a.playState !== 'running' || !a.transitionProperty)")
     # Not as an element: the page's policy would not let it run.
     visit.page.evaluate(axe)
@@ -25,7 +25,7 @@ def violations(visit, axe) -> list[str]:
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser, gateway, axe, scheme, size) -> None:
-    """On a first visit, with an answer, and with each dialog and drawer open."""
+    """axe-core reports no fault on a first visit, with an answer, and with each dialog and drawer open."""
     with Visit(browser, gateway.url, color_scheme=scheme, viewport=size) as visit:
         assert visit.page.evaluate("document.documentElement.dataset.theme") == scheme
         assert violations(visit, axe) == []
@@ -46,7 +46,7 @@ def test_axe_finds_nothing(browser, gateway, axe, scheme, size) -> None:
 
 
 def test_a_phone_has_room_for_everything(browser, gateway) -> None:
-    """At 360 px nothing is cut off sideways, and the chain is a drawer that gives the focus back."""
+    """At 360 px nothing is cut off at the sides, and the chain is a drawer that returns the focus."""
     with Visit(browser, gateway.url, viewport=PHONE) as visit:
         visit.have_said(MARKDOWN + "\n" + "w" * 300)
         visit.ask("x" * 300)
@@ -62,7 +62,7 @@ def test_a_phone_has_room_for_everything(browser, gateway) -> None:
 
 
 def test_keys_do_what_the_list_says(visit) -> None:
-    """Shift+Enter makes a line, Enter sends, / goes to the message, ? shows the list, Alt+N begins anew."""
+    """Shift+Enter adds a line, Enter sends, / focuses the message, ? shows the list, Alt+N starts a conversation."""
     visit.limit(3)
     visit.page.fill("#input", "")
     visit.page.keyboard.type("one")
@@ -84,7 +84,7 @@ def test_keys_do_what_the_list_says(visit) -> None:
 
 
 def test_the_theme_goes_round_and_is_kept(visit) -> None:
-    """From the system's to the other, to its own, and back; a reload keeps the choice."""
+    """The button steps through the system's theme and both others, and a reload keeps the choice."""
     theme = "document.documentElement.dataset.theme"
     seen = []
     for _ in range(3):

@@ -20,7 +20,7 @@ SEEN_S = 10.0
 
 
 def test_stages_are_shown_in_order_with_what_they_do(visit, served) -> None:
-    """Node, layers, memory, time a token, bytes of the hop, and health in words."""
+    """Each stage shows its node, layers, memory, time per token, bytes of the hop, and health in words."""
     stages = visit.page.locator(".stage")
     assert stages.locator(".node").all_inner_texts() == served.addresses
     assert stages.locator(".layers").all_inner_texts()[0].startswith("layers 0")
@@ -36,7 +36,7 @@ def test_stages_are_shown_in_order_with_what_they_do(visit, served) -> None:
 
 
 def test_the_chain_comes_back_by_itself(visit) -> None:
-    """Without a connection the page says so; with one again it goes on."""
+    """Without a connection the page says so; once it is back the picture goes on."""
     visit.page.wait_for_selector("#live[data-state=live]")
     visit.page.context.set_offline(True)
     visit.page.evaluate("window.dispatchEvent(new Event('online'))")  # ends the stream that is open
@@ -47,7 +47,7 @@ def test_the_chain_comes_back_by_itself(visit) -> None:
 
 
 def test_without_streams_the_page_asks(browser, gateway) -> None:
-    """Where something between holds streams back, states come by asking."""
+    """Where a proxy holds back streams, the page polls."""
     visit = Visit(browser, gateway.url)
     visit.page.route("**/shardhub/events", lambda route: route.abort())
     with visit:
@@ -56,7 +56,7 @@ def test_without_streams_the_page_asks(browser, gateway) -> None:
 
 
 def test_a_lost_node_is_seen_and_so_is_its_return(browser, tmp_path) -> None:
-    """Within seconds of its end the stage says lost, in words too; started again, it is ready, and both are events.
+    """Within seconds a stage is shown as lost, in words too; a restarted node is ready, and both are events.
 
     An answer on its way says what it waits for, and goes on.
     """

@@ -17,7 +17,7 @@ MARKDOWN = "# Title\n\nSome **bold** text and `code`.\n\n```python\nprint(1)\n``
 
 
 def test_a_first_visit_says_what_to_do(visit) -> None:
-    """Without a conversation there is a heading, ideas, and the message has the focus."""
+    """Without a conversation there are a heading and ideas, and the message has the focus."""
     assert visit.page.is_visible("#welcome h2")
     assert "2 stages" in visit.page.inner_text("#welcome-text")
     assert visit.page.locator(".idea").count() == 3
@@ -26,7 +26,7 @@ def test_a_first_visit_says_what_to_do(visit) -> None:
 
 
 def test_a_question_is_answered_and_kept(visit) -> None:
-    """The answer, its speed and the context used are shown, and are there again after a reload."""
+    """The answer, its speed and the context used are shown, and are still there after a reload."""
     visit.have_said(MARKDOWN)
     visit.ask("Hello")
     shown = visit.answer.locator(".text").last
@@ -46,7 +46,7 @@ def test_a_question_is_answered_and_kept(visit) -> None:
 
 
 def test_code_is_copied(visit) -> None:
-    """The button of a block of code puts that code on the clipboard."""
+    """The button of a code block copies its code to the clipboard."""
     visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     visit.have_said(MARKDOWN)
     visit.ask("Hello")
@@ -55,7 +55,7 @@ def test_code_is_copied(visit) -> None:
 
 
 def test_escape_stops_an_answer(browser, slow_gateway) -> None:
-    """What came so far stays, and the chain is free at once."""
+    """The text so far stays, and the chain is free at once."""
     with Visit(browser, slow_gateway.url) as visit:
         visit.go_on()
         visit.ask("Hello", wait=False)
@@ -73,7 +73,7 @@ def test_escape_stops_an_answer(browser, slow_gateway) -> None:
 
 
 def test_a_message_is_edited_and_an_answer_made_again(visit) -> None:
-    """What came after an edited message, or the answer itself, is replaced."""
+    """Editing a message replaces all that follows it, and regenerating replaces the answer."""
     visit.limit(6)
     visit.ask("First")
     visit.ask("Second")
@@ -92,7 +92,7 @@ def test_a_message_is_edited_and_an_answer_made_again(visit) -> None:
 
 
 def test_settings_go_with_the_request(visit) -> None:
-    """System prompt and sampling are sent as they were set; what was left empty is not sent."""
+    """System prompt and sampling are sent as set; empty fields are not sent."""
     visit.page.keyboard.press("Alt+s")
     visit.page.fill("#system", "Be brief.")
     for name, value in {"temperature": "0.5", "top_k": "7", "max_tokens": "5", "seed": "3", "top_p": "9"}.items():
@@ -107,7 +107,7 @@ def test_settings_go_with_the_request(visit) -> None:
 
 
 def test_conversations_are_exported_and_deleted(visit) -> None:
-    """As JSON with all that is known, as Markdown to read; a deletion can be undone."""
+    """JSON exports contain all data, Markdown is for reading; a deletion can be undone."""
     visit.limit(4)
     visit.ask("Hello you")
     with visit.page.expect_download() as download:
@@ -126,7 +126,7 @@ def test_conversations_are_exported_and_deleted(visit) -> None:
 
 
 def test_a_refusal_is_shown(visit) -> None:
-    """What the gateway refuses is told under the question, and can be tried again."""
+    """A refusal by the gateway is shown under the question, with a button to try again."""
     visit.ask("Hello " * CONTEXT)
     assert f"maximum context length is {CONTEXT}" in visit.answer.locator(".failure").inner_text()
     assert visit.answer.get_by_role("button", name="Answer again").inner_text() == "Try again"
@@ -134,7 +134,7 @@ def test_a_refusal_is_shown(visit) -> None:
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser, served, tmp_path) -> None:
-    """Where the API refuses, the page asks for a key; it is not kept beyond the tab."""
+    """Where the API refuses, the page asks for a key, which is kept only for the tab."""
     key = "sk-test-of-the-page-0123456789"
     process = GatewayProcess(served.pipeline, served.addresses, env={"SHARDHUB_API_KEY": key})
     try:

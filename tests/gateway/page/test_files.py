@@ -1,4 +1,4 @@
-"""The page's files: what they are, and the headers they come with."""
+"""The page's files: their content, and the headers that they are served with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VENDOR = ASSETS / "vendor"
 
 
 def test_vendored_files_are_as_published() -> None:
-    """Each has its package, version, licence text and digest in VENDOR.json, and no other file is there."""
+    """VENDOR.json has package, version, licence text and digest of each vendored file, and there is no other file."""
     packages = json.loads((VENDOR / "VENDOR.json").read_text())["packages"]
     named = {"VENDOR.json"}
     for package in packages:
@@ -29,7 +29,7 @@ def test_vendored_files_are_as_published() -> None:
 
 
 def test_page_has_nothing_inline() -> None:
-    """No script, style or handler stands in the page itself, and nothing comes from elsewhere."""
+    """The page contains no inline script, style or handler, and loads nothing from elsewhere."""
     text = (ASSETS / "index.html").read_text()
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", text)
     assert not re.search(r"(?:src|href)=\"(?!/|#)", text)
@@ -39,7 +39,7 @@ def test_page_has_nothing_inline() -> None:
 
 
 def test_page_links_files_that_are_there() -> None:
-    """Every file the page, its styles and its modules name is served."""
+    """Every file that the page, its styles and its modules name is served."""
     named = set(re.findall(r"(?:src|href)=\"/page/([^\"]+)", (ASSETS / "index.html").read_text()))
     for path in ASSETS.glob("js/*.js"):
         named |= {f"js/{name}" for name in re.findall(r"from \"\./([^\"]+)\"", path.read_text())}
@@ -49,7 +49,7 @@ def test_page_links_files_that_are_there() -> None:
 
 @pytest.mark.parametrize("path", ["/", "/page/js/main.js", "/page/css/chat.css", "/page/vendor/purify.min.js"])
 def test_files_come_with_a_strict_policy(http, path) -> None:
-    """The browser may load from here only, run nothing inline, be framed by nobody, and tell nobody."""
+    """The policy allows loading from the gateway only, no inline code, no framing, and no referrer."""
     answer = http.get(path)
     assert answer.status_code == 200
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
@@ -73,5 +73,5 @@ def test_files_come_with_a_strict_policy(http, path) -> None:
     "path", ["/page/", "/page/../app.py", "/page/%2e%2e/routes.py", "/page//etc/passwd", "/page/js"]
 )
 def test_only_the_pages_files_are_served(http, path) -> None:
-    """Whatever a path says, what is not of the page is not there."""
+    """No path leads to a file outside the page's."""
     assert http.get(path).status_code == 404

@@ -1,4 +1,4 @@
-"""Text that wants to be more than text."""
+"""Text that contains markup or code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAFE_HANDLERS = """
 
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_text_of_model_and_user_stays_text(visit, name) -> None:
-    """Nothing of it runs, loads, leads to a script, or covers the page: from the model, the user, or what was kept."""
+    """Text from the model, the user or storage does not run, load, link to a script or cover the page."""
     text = ATTEMPTS[name]
     visit.have_said(text)
     visit.ask(text)
@@ -50,7 +50,7 @@ def test_text_of_model_and_user_stays_text(visit, name) -> None:
 
 
 def test_kept_conversations_that_are_broken_are_left_alone(visit) -> None:
-    """What cannot be read is not shown, not thrown away, and does not stop the page."""
+    """A stored conversation that cannot be read is hidden, kept, and does not stop the page."""
     broken = {"a": "{", "b": "null", "c": '{"id":1}', "d": '{"id":"d","messages":[{"role":"x"}]}'}
     for name, text in broken.items():
         visit.page.evaluate("([k, v]) => localStorage.setItem('shardhub.conversation.' + k, v)", [name, text])

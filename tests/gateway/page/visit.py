@@ -1,4 +1,4 @@
-"""Somebody at the page."""
+"""A user's visit to the page."""
 
 from __future__ import annotations
 
@@ -56,20 +56,22 @@ class Visit:
             self.elsewhere.append(request.url)
 
     def until(self, expression: str) -> None:
-        """Wait until it is true; playwright's own way would evaluate text in the page, which its policy forbids."""
+        """Wait until a condition is true; playwright's own function would evaluate text in the page, which its policy
+        forbids.
+        """
         ends = time.monotonic() + TIMEOUT_S
         while not self.page.evaluate(expression):
             assert time.monotonic() < ends, f"never became true: {expression}"
             self.page.wait_for_timeout(20)
 
     def limit(self, num_tokens: int) -> None:
-        """Have answers of so many tokens."""
+        """Limit answers to this many tokens."""
         self.page.evaluate(f"localStorage.setItem('shardhub.sampling', '{{\"max_tokens\": {num_tokens}}}')")
         self.page.reload()
         self.page.wait_for_selector(".stage", state="attached")
 
     def have_said(self, text: str) -> None:
-        """Have the model say this: the request that the page sends leaves it no other choice."""
+        """Make the model answer this text: the request that the page sends allows nothing else."""
 
         def narrowed(route: Any) -> None:
             body = json.loads(route.request.post_data) | {"guided_choice": [text], "max_tokens": None}
@@ -78,7 +80,7 @@ class Visit:
         self.page.route("**/v1/chat/completions", narrowed)
 
     def go_on(self) -> None:
-        """Have the model go on to the most tokens allowed, past its own end."""
+        """Make the model go on to the limit of tokens, past its own end."""
 
         def endless(route: Any) -> None:
             route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"ignore_eos": True}))
@@ -86,24 +88,24 @@ class Visit:
         self.page.route("**/v1/chat/completions", endless)
 
     def ask(self, text: str, *, wait: bool = True) -> None:
-        """Type and send; wait for the whole answer."""
+        """Type and send a message; wait for the whole answer."""
         self.page.fill("#input", text)
         self.page.press("#input", "Enter")
         if wait:
             self.done()
 
     def done(self) -> None:
-        """Wait until no answer is on its way."""
+        """Wait until no answer is in progress."""
         self.page.wait_for_selector("#send:not([hidden])")
 
     @property
     def answer(self) -> Any:
-        """The last answer."""
+        """The text of the last answer."""
         return self.page.locator(".message.assistant").last
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """Conversations in the browser."""
+        """Conversations that the browser has stored."""
         stored = self.page.evaluate(
             "Object.keys(localStorage).filter(k => k.startsWith('shardhub.conversation.')).map(k => localStorage[k])"
         )
