@@ -1,4 +1,4 @@
-"""What a module's caches can do beyond running ahead: stand side by side, go back, be copied.
+"""What a module's caches can do besides running ahead: be batched, trimmed and copied.
 
 Each question is answered by doing it twice, with the unsplit model and with a chain of stages (ghosts included), and
 holding the chain's logits against the unsplit model's, bit for bit.
@@ -177,7 +177,7 @@ def _together(runner: Chain | Whole) -> list[mx.array]:
 
 
 def _alone(runner: Whole, row: int) -> dict[int, mx.array]:
-    """Last logits (1, V) of a sequence by itself, by step of the batch."""
+    """Last logits (1, V) of a sequence run alone, by step of the batch."""
     caches = runner.new_caches()
     position = _PROMPTS[row]
     runner.step(_sequence(row)[:, :position], caches, position=0)

@@ -251,7 +251,7 @@ def _change_heads(block: dict[str, Any], random: Random) -> None:
 
 
 def _change_any(block: dict[str, Any], random: Random) -> None:
-    """Change any flag or small number, whatever it means."""
+    """Change any flag or small number."""
     names = sorted(
         name for name, value in block.items() if isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 16)
     )

@@ -108,7 +108,7 @@ async def collect(stream):
 
 
 class Leases:
-    """Leases of one session, on a clock that stands still until it is set forward."""
+    """Leases of one session, on a clock that the test sets."""
 
     def __init__(self, *engines) -> None:
         self._now = 0.0

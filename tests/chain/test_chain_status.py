@@ -64,7 +64,7 @@ def read(manifest):
 
 
 def decoded(steps: float, compute_s: float, **more: float) -> dict[str, float]:
-    """A load's counters after so many steps of 2 rows."""
+    """A load's counters after this many steps of 2 rows."""
     return {
         "decode_steps": steps,
         "decode_rows": 2 * steps,

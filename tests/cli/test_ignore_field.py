@@ -40,7 +40,7 @@ def change(folder: Path, **fields: Any) -> dict[str, Any]:
 
 
 def test_translated_model_is_published_with_both_names(model: Path, tmp_path: Path) -> None:
-    """config.json of pipeline and shards has the original fields and mlx-lm's, digests cover both, no warning appears."""
+    """config.json of pipeline and shards has the original fields and mlx-lm's, digests cover both, nothing warns."""
     source = json.loads((model / "config.json").read_text())
     result = shardhub("split", model, tmp_path / "out", "--stages", 2, "--name", "m")
     assert result.exit_code == 0, result.stderr

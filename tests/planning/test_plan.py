@@ -148,7 +148,7 @@ def test_one_machine_that_fits_is_said_first() -> None:
 
 
 def test_machine_without_layers_is_left_out_and_named() -> None:
-    """A machine too small for one layer takes none, and the plan says so."""
+    """A machine too small for one layer gets no layers, and the plan says so."""
     plan = cut_for_machines(
         _uniform(4, GB),
         [Machine(name=name, ram_bytes=ram) for name, ram in (("a", 4 * GB), ("b", 1), ("c", 4 * GB))],
