@@ -25,7 +25,7 @@ _FULL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One node's answer, or why it gave none.
+    """One node's answer, or the error if it did not answer.
 
     Attributes:
         at: Time of the answer on this process's monotonic clock.
@@ -83,7 +83,7 @@ class ChainStatus:
 
     Attributes:
         nodes: In stage order; nodes that serve no stage come last.
-        nobody: Stages that no node serves.
+        unserved: Stages that no node serves.
         problem: Why no request can run now; None if one can.
         slowest: Index in `nodes` of the one with the longest decode step; None if nothing was decoded.
         limit: What limits the chain, in a sentence.
@@ -93,7 +93,7 @@ class ChainStatus:
 
     manifest: Manifest
     nodes: tuple[NodeStatus, ...]
-    nobody: tuple[int, ...]
+    unserved: tuple[int, ...]
     problem: ShardhubError | None
     slowest: int | None
     limit: str
@@ -122,7 +122,7 @@ def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Re
     ordered = sorted(now, key=lambda r: (r.first is None, r.first or 0, r.address))
     nodes = tuple(NodeStatus(reading=r, rates=_rates(r, earlier.get(r.address))) for r in ordered)
     served = {i for r in now if r.first is not None and r.last is not None for i in range(r.first, r.last + 1)}
-    nobody = tuple(index for index in range(len(manifest.stages)) if index not in served)
+    unserved = tuple(index for index in range(len(manifest.stages)) if index not in served)
     problem: ShardhubError | None = None
     try:
         serving = [(r.address, r.description) for r in now if r.first is not None and r.description]
@@ -142,7 +142,7 @@ def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Re
     return ChainStatus(
         manifest=manifest,
         nodes=nodes,
-        nobody=nobody,
+        unserved=unserved,
         problem=problem,
         slowest=slowest,
         limit=_limit(nodes, slowest, problem),

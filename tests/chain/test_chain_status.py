@@ -143,7 +143,7 @@ def test_nobody_and_unreachable_are_told(manifest, read) -> None:
     gone = Reading(address="a:1", at=0.0, error=NodeUnreachable("No node answers at a:1."))
     status = chain_status(manifest, [gone, read(2), read(0)])
     assert [node.reading.address for node in status.nodes] == ["node0:1", "node2:1", "a:1"]
-    assert status.nobody == (1,)
+    assert status.unserved == (1,)
     assert isinstance(status.problem, RouteError)
     assert status.limit.startswith("The chain cannot run: No node serves stage 1")
     assert status.slowest is status.alone_s is status.chain_s is None
@@ -153,7 +153,7 @@ def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
     """One node under two addresses: all stages are served, yet no head could start, and the reason is given."""
     twice = replace(read(1, address="b:1"), description=read(1).description)
     status = chain_status(manifest, [read(0), read(1), read(2), twice])
-    assert status.nobody == ()
+    assert status.unserved == ()
     assert "the same node" in status.limit
 
 

@@ -99,7 +99,7 @@ def test_status_tells_what_each_stage_did(pipeline, served, shown) -> None:
     assert after["alone_step_s"] == pytest.approx(sum(computed))
     assert after["chain_step_s"] == pytest.approx(max(computed))
     assert [node["is_slowest"] for node in after["nodes"]] == [value == max(computed) for value in computed]
-    assert (after["can_run"], after["nobody"], after["problem"]) == (True, [], None)
+    assert (after["can_run"], after["unserved"], after["problem"]) == (True, [], None)
 
 
 def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
@@ -147,7 +147,7 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert "shardhub serve" in result.stdout
     code, report = shown(pipeline, [gone, served[0].address])
     assert code == 5
-    assert report["nobody"] == [1, 2]
+    assert report["unserved"] == [1, 2]
     assert [node["state"] for node in report["nodes"]] == ["ready", "unreachable"]
     assert report["nodes"][1]["error"]["error"] == "NodeUnreachable"
     assert report["problem"]["exit_code"] == 5
@@ -167,7 +167,7 @@ def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> 
     assert code == 5
     assert [node["state"] for node in report["nodes"]] == ["serves something else"]
     assert report["nodes"][0]["error"]["error"] == "HandshakeError"
-    assert report["nobody"] == [0, 1]
+    assert report["unserved"] == [0, 1]
 
 
 @pytest.mark.parametrize("tables", [1, 3])

@@ -89,7 +89,7 @@ def record(seen: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
         "num_stages": len(manifest.stages),
         "inexact": inexactness(pipeline.folder, manifest),
         "nodes": [_node_record(node, is_slowest=index == seen.slowest) for index, node in enumerate(seen.nodes)],
-        "nobody": list(seen.nobody),
+        "unserved": list(seen.unserved),
         "can_run": seen.problem is None,
         "problem": error_record(seen.problem) if seen.problem else None,
         "limit": seen.limit,
@@ -114,7 +114,7 @@ def render(seen: ChainStatus) -> Group:
     for index, node in enumerate(seen.nodes):
         row = _cells(node, is_slowest=index == seen.slowest)
         table.add_row(*map(Text, row), style="bold" if index == seen.slowest else "red" if node.reading.error else "")
-    for index in seen.nobody:
+    for index in seen.unserved:
         stage = seen.manifest.stages[index]
         cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "no node serves it"]
         table.add_row(*cells, style="red")
