@@ -35,7 +35,7 @@ class SourceWeights:
         self._cache = cache
         self._notice = notice
         self._progress = progress
-        self._is_told = False
+        self._is_announced = False
 
     def path(self, name: str, header: Header) -> Path:
         """Path of a weight file, fetched if it is not cached.
@@ -77,9 +77,9 @@ class SourceWeights:
 
     def _tell(self) -> None:
         """Report once how much will be fetched, and check that there is room for it."""
-        if self._is_told:
+        if self._is_announced:
             return
-        self._is_told = True
+        self._is_announced = True
         missing = sum(
             file.size_bytes
             for file in self._repo.files.values()

@@ -54,9 +54,9 @@ export function drop(conversation) {
 }
 
 /** Call back when another tab changed conversations. */
-export function onOtherTab(told) {
+export function onOtherTab(changed) {
   addEventListener("storage", (event) => {
-    if (event.key === null || event.key.startsWith(PREFIX)) told();
+    if (event.key === null || event.key.startsWith(PREFIX)) changed();
   });
 }
 

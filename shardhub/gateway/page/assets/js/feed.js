@@ -14,7 +14,7 @@ export class Feed {
   #failures = 0;
   #lastAt = performance.now();
   #mode = "connecting";
-  #told = "";
+  #reportedMode = "";
 
   /**
    * @param onState Called with each state.
@@ -97,8 +97,8 @@ export class Feed {
   #tell() {
     const silent = performance.now() - this.#lastAt > SILENT_MS && this.#mode !== "locked" && this.#mode !== "connecting";
     const mode = silent ? "silent" : this.#mode;
-    if (mode !== this.#told) {
-      this.#told = mode;
+    if (mode !== this.#reportedMode) {
+      this.#reportedMode = mode;
       this.onMode(mode);
     }
   }
