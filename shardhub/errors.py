@@ -161,15 +161,15 @@ class CertificateRefused(AccessError):
 
 
 class NotFound(ShardhubError):
-    """There is no such repo, revision or file, or none that may be seen."""
+    """The repo, revision or file does not exist, or the caller may not see it."""
 
 
 class Conflict(ShardhubError):
-    """Somebody else changed it meanwhile, or its name is taken."""
+    """The repo was changed meanwhile by another client, or its name is taken."""
 
 
 class HubRefused(ShardhubError):
-    """The Hub refuses a request for a reason of its own."""
+    """The Hub refuses a request for a reason that it states."""
 
 
 class ChainError(ShardhubError):

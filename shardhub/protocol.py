@@ -26,7 +26,7 @@ def new_id() -> bytes:
 
 
 class Lane(Enum):
-    """The two streams of a link, so that a long prefill never stands before a decode step."""
+    """The two streams of a link, so that a long prefill does not delay decode steps."""
 
     PREFILL = "prefill"
     DECODE = "decode"

@@ -32,7 +32,7 @@ def write_whole(path: Path, data: bytes, *, mode: int = _MODE, temporary: Path |
 
 
 def write_synced(path: Path, data: bytes, *, mode: int = _MODE, replace: bool = False) -> None:
-    """Write a file and have the disk keep its bytes; `sync_folder` has it keep the name.
+    """Write a file and sync its bytes to the disk; `sync_folder` does so for its name.
 
     Args:
         replace: Overwrite an existing file, of which a reader may then see half.
@@ -47,7 +47,7 @@ def write_synced(path: Path, data: bytes, *, mode: int = _MODE, replace: bool = 
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk keep a folder's names."""
+    """Sync a folder's names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -204,7 +204,7 @@ class Chain:
         self._sessions.move(session, self.choose_path(session.path))
 
     def begin_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Close sessions in a task of the chain, which goes on if whoever waits for it is cancelled."""
+        """Close sessions in a task of the chain, which goes on even if its caller is cancelled."""
         return self._closing.begin(work)
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""Events of a chain, as people are told of them."""
+"""Events of a chain, in sentences for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_EVENTS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event of the chain, as people are told of it.
+    """An event of the chain, in a sentence for people.
 
     Attributes:
         kind: `lost`, `back`, `joined`, `refused`, `recovered`, `slept` or `gave-up`.

@@ -111,7 +111,7 @@ class Head:
 
     @property
     def inexact(self) -> str | None:
-        """What is known to be inexact about the chain, as its pipeline states, or else its nodes."""
+        """What is known to be inexact about the chain, as stated by its pipeline or else by its nodes."""
         by_nodes = next((text for link in self.chain.links if (text := link.host.get(INEXACT))), None)
         return self._known_inexact or by_nodes
 
@@ -253,7 +253,7 @@ class Head:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it takes no more requests, as it was stopped."""
+        """Whether it was stopped, so that it refuses requests."""
         return self.scheduler.is_closed
 
     async def stop(self) -> None:

@@ -258,7 +258,7 @@ class NodeLink:
 
     @contextmanager
     def _ended_calls(self) -> Iterator[None]:
-        """Raise `NodeLost` where gRPC ends the calls of a closed channel by cancelling whoever awaits them."""
+        """Raise `NodeLost` where gRPC ends the calls of a closed channel by cancelling the tasks that await them."""
         try:
             yield
         except asyncio.CancelledError:

@@ -46,7 +46,7 @@ class Scheduler:
         streams: Running and waiting requests, in the order they came.
         reconnector: Reconnects lost links.
         recoverer: Recovers streams that a lost link interrupted.
-        events: Events of the chain and its streams, as people are told of them.
+        events: Events of the chain and its streams, in sentences for people.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Scheduler:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it refuses requests, as it was closed or stopped."""
+        """Whether it was closed or stopped, so that it refuses requests."""
         return self._is_closed
 
     def submit(self, request: Request) -> Stream:

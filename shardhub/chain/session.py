@@ -74,7 +74,7 @@ class Carrier(Protocol):
         """Remove a session from the chain's table."""
 
     def begin_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Close sessions in a task of the chain, which goes on if whoever waits for it is cancelled."""
+        """Close sessions in a task of the chain, which goes on even if its caller is cancelled."""
 
     def parked(self, session: ChainSession) -> None:
         """Mark a session as parked."""
@@ -292,7 +292,7 @@ class ChainSession:
         return True
 
     async def close(self) -> None:
-        """Free the session on every stage, whatever its state, and also if whoever waits for that is cancelled."""
+        """Free the session on every stage, whatever its state; this goes on even if the caller is cancelled."""
         self._chain.forget(self)
         self.is_open = self.is_parked = False
         self.on_failure(self.epoch, NodeLost("The session was closed."))

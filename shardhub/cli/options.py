@@ -59,7 +59,7 @@ CacheLimit = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="Memory budget, such as 12GB; by default what this machine has for it.", metavar="SIZE"),
+    typer.Option(help="Memory budget, such as 12GB; by default what this machine can spare.", metavar="SIZE"),
 ]
 RunContext = Annotated[
     int | None,

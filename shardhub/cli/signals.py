@@ -1,4 +1,4 @@
-"""Signals that end a command that serves until it is told to stop."""
+"""Signals that end a command that serves until it is stopped."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def drop_output() -> None:
 
 
 class _Output(io.FileIO):
-    """Stdout; raises errors that differ from those of other files."""
+    """Stdout, whose errors differ from those of other files."""
 
     def write(self, data: Any) -> int:
         try:
@@ -102,7 +102,7 @@ class _Output(io.FileIO):
 
 
 class _Log(io.FileIO):
-    """Stderr; drops what cannot be written."""
+    """Stderr; text that cannot be written is dropped."""
 
     def write(self, data: Any) -> int:
         try:

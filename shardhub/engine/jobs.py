@@ -1,4 +1,4 @@
-"""An engine's jobs: which of those that wait runs next. It is the same whatever runs them."""
+"""An engine's jobs, and the order in which they run, the same in a thread and in a simulation."""
 
 from __future__ import annotations
 

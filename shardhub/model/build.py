@@ -47,7 +47,7 @@ class Blueprint:
 
     @property
     def num_trial_ids(self) -> int:
-        """Token ids below this number may be made up for a trial: a row past the last is whatever memory holds."""
+        """Number of token ids that a trial may invent: memory behind the embedding's last row is undefined."""
         return min(_MAX_TRIAL_IDS, self.vocab_size or _MAX_TRIAL_IDS)
 
     def number(self, *fields: str) -> int:

@@ -215,7 +215,7 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
     if len(cuts) > 1 and trace_chain(blueprint, anatomy, cuts).hash() != graph_hash:
         raise ProofFailed(
             f"{ordered[0].name} to {ordered[-1].name} cannot run as one stage.",
-            why="As one stage they do not compute what they compute one after the other.",
+            why="Joined into one stage, they compute something else than as separate stages.",
             hint="Serve them as separate nodes.",
         )
     return graph_hash, is_published

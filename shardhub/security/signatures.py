@@ -142,7 +142,7 @@ def check_signature(folder: Path, key: str) -> None:
 
 
 def check_unchanged(folder: Path) -> None:
-    """Check that a manifest matches the signature beside it, whoever signed it.
+    """Check that a manifest matches the signature beside it, by whatever key.
 
     Raises:
         SignatureError: The manifest was changed since, or the signature is malformed.

@@ -46,7 +46,8 @@ class Report:
     def faults(self) -> list[str]:
         """A line for each fault."""
         lines = [
-            f"{kernel.name}: {kernel.failure or f'off by {kernel.difference:.2g}, {kernel.tolerance:.2g} is rounding'}"
+            f"{kernel.name}: "
+            + (kernel.failure or f"off by {kernel.difference:.2g}, where rounding explains {kernel.tolerance:.2g}")
             for kernel in self.kernels
             if not kernel.is_right
         ]

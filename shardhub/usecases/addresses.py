@@ -56,11 +56,7 @@ def read_nodes_file(path: Path) -> list[str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
-        why = (
-            "It does not contain a line `nodes = [...]`."
-            if addresses is None
-            else "What `nodes = ` names is not a list."
-        )
+        why = "It does not contain a line `nodes = [...]`." if addresses is None else "Its `nodes` is not a list."
         raise UsageError(f"{path} does not list any nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 

@@ -192,11 +192,11 @@ def invite(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """A name whose certificates were taken back.
+    """A name whose certificates were revoked.
 
     Attributes:
-        number: Of the authority's list of revocations that names it.
-        nodes: What came of telling each node, by address: None where it was told, else why not.
+        number: Number of the authority's first revocation list that contains the name.
+        nodes: By address of each node to inform: None if it was informed, else the error.
     """
 
     name: str
@@ -205,17 +205,17 @@ class Revocation:
 
     @property
     def failures(self) -> tuple[ShardhubError, ...]:
-        """Why nodes were not told."""
+        """The errors of nodes that could not be informed."""
         return tuple(error for error in self.nodes.values() if error is not None)
 
 
 def revoke(name: str, folders: CertificateFolders = USERS_FOLDERS, *, nodes: Sequence[str] = ()) -> Revocation:
-    """Take back a name's certificates, and tell this machine's processes and some nodes.
+    """Revoke a name's certificates, and inform this machine's processes and some nodes.
 
     Args:
         name: The machine's.
         folders: The authority's, and this machine's own.
-        nodes: Addresses of the nodes to tell; without any, those that SHARDHUB_NODES names.
+        nodes: Addresses of the nodes to inform; without any, those that SHARDHUB_NODES names.
 
     Raises:
         UsageError: There is no authority, or it has not certified that name.

@@ -49,7 +49,7 @@ class LeftRunning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRun:
-    """What the demo came to: an answer over two nodes whose tokens are the unsplit model's.
+    """The result of the demo: an answer over two nodes whose tokens are the unsplit model's.
 
     Attributes:
         answer: Over the nodes.

@@ -183,7 +183,7 @@ class Serving(Block[Node]):
         self._stopping = None  # there is no longer a node to ask
 
     def ask_to_stop(self, number: int = 15) -> bool:
-        """Ask the node to end, as a signal would; returns whether there is one to ask yet."""
+        """Ask the node to end, as a signal would; returns False if no node is running yet."""
         if self._loop is None or (stopping := self._stopping) is None:
             return False
         self._loop.call(lambda: stopping.ask(number))

@@ -213,7 +213,7 @@ class _Memory:
         buffer[:] = self._data[start : start + len(buffer)]
 
     def close(self) -> None:
-        """Do nothing: whoever computed the bytes owns them."""
+        """Do nothing: the bytes belong to the caller."""
 
 
 class _Opened:

@@ -78,7 +78,7 @@ def test_values_are_named_one_way(call: tuple[str, ...]) -> None:
 def test_defaults_are_shown_where_they_exist() -> None:
     """Every option with a default shows it, also a default that depends on the machine or the model."""
     assert "by default 8192, or the model's own if less" in " ".join(help_of("split").split())
-    assert "by default what this machine has for it" in " ".join(help_of("serve").split())
+    assert "by default what this machine can spare" in " ".join(help_of("serve").split())
 
 
 def test_options_of_a_chat_have_its_own_defaults() -> None:

@@ -31,7 +31,7 @@ def test_addresses_in_one_option_are_told_apart() -> None:
     ("text", "why"),
     [
         ("", "It does not contain a line `nodes = [...]`."),
-        ('nodes = "studio"', "What `nodes = ` names is not a list."),
+        ('nodes = "studio"', "Its `nodes` is not a list."),
         ("nodes = [", "Invalid"),
     ],
 )

@@ -209,7 +209,7 @@ def _hide(line: str, folder: Path | None, output: Output) -> None:
 
 @flags("Nodes")
 class TellFlags:
-    """Which nodes are told."""
+    """The nodes to inform."""
 
     node: Annotated[
         list[str] | None,
@@ -228,7 +228,7 @@ def revoke(name: Name, telling: TellFlags, places: FolderFlags, output: Output) 
     else:
         print(f"{name} is revoked (list {made.number}).")
         for at, error in made.nodes.items():
-            note(f"{at}: {'told' if error is None else error}")
+            note(f"{at}: {'informed' if error is None else error}")
         if not made.nodes:
             note(
                 "No node was informed. Nodes learn of it from `certs serve`, or from this command with --node "
