@@ -97,7 +97,7 @@ def _answer(world: World, client: Client) -> list[str]:
         if not _may_fail(world):
             return [f"failed without a fault: {client.error}"]
         if is_recoverable(client.error) and _all_heals(world):
-            return [f"failed though all that went wrong was mended in time: {client.error}"]
+            return [f"failed although every fault ended in time: {client.error}"]
     if client.outcome == "cancelled":
         return ["ended without a finish or an error"]
     return []

@@ -191,7 +191,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # What a node sends on.
     Mutant(
         name="failure-not-told",
-        what="A node does not tell the head of a step that failed.",
+        what="A node does not report a failed step to the head.",
         path=f"{_NODE}/servicer.py",
         old="self._tell_failure(head, outcome)",
         new="pass",
@@ -215,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="position-0-lost-on-the-wire",
-        what="An open call for position 0 arrives as one that keeps what the stage holds.",
+        what="An open call for position 0 arrives as one that keeps the stage's KV.",
         path="shardhub/wire/codec.py",
         old='position=message.position if message.HasField("position") else None,',
         new="position=message.position or None,",
@@ -289,7 +289,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="deadline-never-cancelled",
-        what="The deadline of a step strikes though the step came round.",
+        what="The deadline of a step applies although the step came round.",
         path=f"{_CHAIN}/steps.py",
         old="            timer.cancel()\n",
         new="",
@@ -315,7 +315,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # Nodes that come and go.
     Mutant(
         name="loss-not-told",
-        what="The sessions of a link that broke are not told.",
+        what="The sessions of a broken link are not notified.",
         path=f"{_CHAIN}/chain.py",
         old="        self._fail_over(place.link, error)\n",
         new="",
@@ -339,7 +339,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="broken-link-is-used",
-        what="A link that broke while it was opened is taken into use.",
+        what="A link that broke while it was opened is used.",
         path=f"{_CHAIN}/chain.py",
         old="            if broken:\n                raise broken[0]\n",
         new="",
@@ -363,7 +363,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="recovery-not-announced",
-        what="Streams that wait for a stage are not told that it is served again.",
+        what="Streams that wait for a stage are not notified when it is served again.",
         path=f"{_CHAIN}/paths.py",
         old="        self._lost.pop(place, None)\n        self._update_settled()\n",
         new="        self._lost.pop(place, None)\n",
@@ -411,7 +411,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="broken-link-not-told",
-        what="A link that breaks tells nobody.",
+        what="A link that breaks is not reported.",
         path=f"{_CHAIN}/links.py",
         old="        self._lost(lost)\n",
         new="        pass\n",
@@ -420,7 +420,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # Recovery.
     Mutant(
         name="replay-in-other-shapes",
-        what="A sequence is recomputed in large chunks where it must be in its own.",
+        what="A sequence is recomputed in large chunks where its original chunks are required.",
         path=f"{_CHAIN}/recovery.py",
         old="    if mode is Recovery.FAST:\n",
         new="    if mode:\n",
@@ -444,7 +444,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="likelihoods-doubled",
-        what="After a recovery the likelihoods of a prompt's chunks that are sent again stand twice.",
+        what="After a recovery the likelihoods of resent chunks of a prompt occur twice.",
         path=f"{_CHAIN}/recovery.py",
         old="        del stream.prompt_logprobs[session.position :]\n",
         new="",
@@ -558,7 +558,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="parked-loss-not-told",
-        what="The loss of a parked session is not told to those who would reuse it.",
+        what="The loss of a parked session is not recorded, so that prompts try to reuse it.",
         path=f"{_CHAIN}/prefixes.py",
         old="lost=lambda: self.drop(session)",
         new="lost=lambda: None",

@@ -77,7 +77,7 @@ class Upkeep:
             if stream.status is Status.WAITING and not _has_room(self._world):
                 self._progress[stream] = progress, now
             elif not stream.is_done and now - max(since, quiet_since) > allowed_s:
-                yield f"a {stream.status.value} stream of {head.name} waits though nothing is wrong"
+                yield f"a {stream.status.value} stream of {head.name} waits without a fault"
 
     def _late_leases(self, node: Node, now: float) -> Iterator[str]:
         """Leases about to expire under a living head: one that renews them always has a third of each left."""
