@@ -27,7 +27,7 @@ def allow_open_files(num_files: int) -> int:
 
 @contextlib.contextmanager
 def limit_kept() -> Iterator[None]:
-    """Keep the limit unchanged by what runs in the block."""
+    """Restore the limit if code in the block changes it."""
     set_limit = resource.setrlimit
 
     def kept(which: int, limits: Any) -> None:

@@ -52,9 +52,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
-    """Exempt the objects alive before a module's tests from garbage collection: each engine start collects twice, 0.1 s
-    each.
-    """
+    """Exempt objects older than a module's tests from garbage collection, which takes 0.1 s twice at an engine's start."""
     gc.collect()
     gc.freeze()
 

@@ -146,7 +146,7 @@ def _rotary(weights: Weights) -> Weights:
 
 
 def _renamed(weights: Weights, *pairs: tuple[str, str]) -> Weights:
-    """Each name with the first prefix that fits replaced."""
+    """Replace the first matching prefix of each name."""
     result = {}
     for name, array in weights.items():
         old, new = next(((old, new) for old, new in pairs if name.startswith(old)), ("", ""))

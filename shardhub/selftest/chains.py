@@ -182,7 +182,7 @@ def _is_repeatable(model: _Model) -> bool:
 
 
 def _batch_refusal(model: _Model) -> str:
-    """Why the first stage that cannot batch sequences cannot; empty if all can."""
+    """The reason of the first stage that cannot batch sequences; empty if all stages can."""
     for stage, cut in zip(_stages(model), model.cuts, strict=True):
         received = describe(cut.crossings_in, model.anatomy)
         trial = Trial(model.blueprint, model.anatomy, cut.start, received)

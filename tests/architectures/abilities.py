@@ -205,9 +205,7 @@ def _gone_back(runner: Chain | Whole, lengths: Sequence[int], num: int) -> tuple
 
 
 def _rows_gone_back(runner: Chain | Whole, prompts: Sequence[int], ahead: int) -> list[mx.array]:
-    """Logits (B, V) of steps after two merged rows ran `ahead` positions ahead and were trimmed, each by its own
-    number.
-    """
+    """Logits (B, V) of steps after two merged rows ran `ahead` positions ahead and each was trimmed on its own."""
     prefilled = []
     for row, length in enumerate(prompts):
         caches = runner.new_caches()

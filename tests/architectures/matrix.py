@@ -53,9 +53,7 @@ def upstream_modules() -> list[str]:
 
 
 def random_model(config: Mapping[str, Any], *, seed: int = 1) -> nn.Module:
-    """Upstream's model with random weights: no norm is an identity, no weight is zero, packed integers have arbitrary
-    bits.
-    """
+    """Upstream's model with random weights: no identity norms, no zeros, packed integers with arbitrary bits."""
     mx.random.seed(seed)
     model_class, args_class = _get_classes(config=dict(config))
     model: nn.Module = model_class(args_class.from_dict(json.loads(json.dumps(config))))

@@ -47,7 +47,7 @@ def test_every_module_is_in_the_table(table) -> None:
 
 
 def test_only_looped_models_are_not_exact(table) -> None:
-    """Every other module is proven and exact at every cut, and its caches do in a chain what they do in one model."""
+    """All modules but looped ones are proven and exact at every cut, and their caches work in a chain as in a model."""
     assert {module for module, facts in table.items() if facts["status"] != "exact"} == set(LOOPED)
     for module in set(table) - set(LOOPED):
         facts = table[module]
@@ -67,9 +67,7 @@ def test_what_is_exact_is_served_by_engines(table) -> None:
 
 
 def test_engines_batch_wherever_it_is_right(benchmark, table) -> None:
-    """Engines batch wherever caches can be merged rightly, except for faults that a test of two sequences does not
-    show.
-    """
+    """Engines batch wherever caches can be merged rightly, except for faults that two sequences do not show."""
     together = {
         module for module in table if table[module].get("product", {}).get("batched", {}).get("outcome") == "right"
     }

@@ -85,7 +85,7 @@ def test_three_stages_are_proven_and_exact(module) -> None:
 
 @pytest.mark.parametrize("module", sorted(MECHANISMS))
 def test_every_boundary_is_proven_and_exact(module) -> None:
-    """Two stages at each boundary, and three, for one sequence and for three."""
+    """Two stages at each boundary, and three stages, are proven and exact for one sequence and for three."""
     with standing_in(module):
         specimen = Specimen(CONFIGS[module])
         specimen.prove(specimen.thirds)

@@ -62,9 +62,7 @@ def unmet(wheel: zipfile.ZipFile) -> list[str]:
 
 
 def report(unpacked: Path) -> tuple[set[str], dict[str, tuple[str, str]], dict[str, list[str] | None]]:
-    """The model modules of an mlx-lm in a folder, with the verdict and the fields read for each that has a
-    configuration.
-    """
+    """The model modules of an mlx-lm in a folder, with verdict and fields read for each that has a configuration."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(unpacked), str(ROOT)])}
     command = [sys.executable, "-m", "tests.architectures.upstream_report"]
     out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment).stdout

@@ -31,9 +31,7 @@ def refusals(config: dict[str, Any], position: int | None = None) -> list[str | 
     "module", ["llama", "gemma3_text", "gemma3n", "gemma4_text", "qwen3_next", "deepseek_v3", "rwkv7", "kimi_k3"]
 )
 def test_right_batching_is_accepted(module) -> None:
-    """Plain, sliding, shared, hybrid, latent and recurrent caches, values that affect masks, and other batch axes are
-    accepted.
-    """
+    """Right batches are accepted with caches of every kind, values that affect masks, and other batch axes."""
     assert refusals(matrix.CONFIGS[module]) == [None, None]
 
 
@@ -68,9 +66,7 @@ def test_batching_that_is_wrong_past_a_block_is_refused() -> None:
 
 
 def test_mask_that_lies_on_another_axis_than_the_rows_is_refused() -> None:
-    """gemma2 with grouped queries puts a batch's mask on the axis of its heads: silently wrong for as many rows as
-    heads.
-    """
+    """gemma2 with grouped queries puts a batch's mask on the axis of its heads, which is silently wrong."""
     config = matrix.CONFIGS["gemma2"]
     assert config["num_attention_heads"] > config["num_key_value_heads"] > 1
     assert all(refusals(config))

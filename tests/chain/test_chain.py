@@ -151,9 +151,7 @@ async def assigned_tokens(pipeline, addresses, dialer):
 
 @pytest.mark.parametrize("local", variants([((0,),), ((1, 2),), ((3,),)]))
 def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
-    """First, middle or last stage in this process and the others on nodes: the tokens are the same, passing through the
-    head.
-    """
+    """One stage in this process and the others on nodes give the same tokens, passing through the head."""
     model, pipeline = models
 
     async def run():

@@ -44,7 +44,7 @@ class Line:
 
 @pytest.fixture(scope="module")
 def served(pipeline):
-    """Two nodes with room for two sessions, and a line to the last one."""
+    """Two nodes with room for two sessions each, and the line to the last one."""
     folders = [(cut.shard_folder(pipeline, index),) for index in range(2)]
     with cluster_of(*folders, context=1024, max_sessions=2) as cluster:
         yield cluster, Line(cluster)
@@ -84,9 +84,7 @@ async def is_back(scheduler) -> None:
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_a_request_given_up_while_a_node_is_away_holds_up_nobody(pipeline, served, num) -> None:
-    """A request given up while a node is away ends at once; once the node is back the tenant's next request is
-    answered.
-    """
+    """A request given up while a node is away ends at once; once the node is back the tenant's next one is answered."""
 
     async def run():
         async with running(pipeline, served) as (scheduler, line):
@@ -139,9 +137,7 @@ def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline,
 
 
 def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> None:
-    """A node is lost in mid-answer and the readers leave: the other node frees their sessions at once,
-    the lost one later.
-    """
+    """When a node is lost and the readers leave, the other node frees their sessions at once, the lost one later."""
     cluster, _ = served
 
     async def run():

@@ -77,9 +77,7 @@ async def try_chain(*addresses: str) -> None:
 
 
 def test_stages_of_one_computation_make_a_chain(made: Path, upstream: Upstream) -> None:
-    """A chain needs the published graph under any version, or one version on all nodes; never a new graph beside
-    others.
-    """
+    """A chain needs the published graph, under any version, or one version on all nodes."""
     first, second, same, changed = made / "m-shard-0", made / "m-shard-1", upstream(), upstream(EPSILON)
     started = [
         nodes.Node(first),

@@ -86,9 +86,7 @@ def test_a_relieved_stand_in_gets_no_new_sessions_and_is_not_missed() -> None:
 
 
 def test_nobody_waits_where_all_who_served_a_stage_refuse() -> None:
-    """A lost node may come back; once every node of the stage answers and serves something else, waiting ends in its
-    error.
-    """
+    """Waiting for a stage ends with an error once every node of it answers and serves something else."""
 
     async def run():
         paths = paths_of(Link("first:1", 0), Link("first:2", 0))

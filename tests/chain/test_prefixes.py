@@ -1,6 +1,4 @@
-"""Prompts with a common beginning where caches cannot be trimmed: snapshots are kept, forked whole, and change no
-token.
-"""
+"""Prompts with a common beginning where caches cannot be trimmed: snapshots are forked and change no token."""
 
 from __future__ import annotations
 

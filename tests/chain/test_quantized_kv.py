@@ -134,9 +134,7 @@ def test_nodes_that_keep_kv_otherwise_are_refused(llama) -> None:
     [("llama", MAMBA, 32, "no quantised form"), ("gpt_oss", {}, 32, "attention sinks"), ("llama", {}, 64, "size 64")],
 )
 def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, name, changes, group_size, why) -> None:
-    """Recurrent states, attention sinks and heads that groups do not divide are refused with the reason, before
-    loading.
-    """
+    """Recurrent states, attention sinks and heads that groups do not divide are refused with the reason."""
     pipeline = cut.tiny_pipeline(tmp_path, (3,), name, **changes)
     with pytest.raises(UnsupportedModel, match="cannot be quantised") as refused:
         engine(pipeline, 0, KvQuantization(bits=8, group_size=group_size))

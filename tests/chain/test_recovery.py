@@ -39,7 +39,7 @@ def request(parameters=SAMPLED, num_tokens=NUM_TOKENS) -> Request:
 
 @pytest.mark.parametrize("victim", variants([1, 0, 2]))
 def test_killed_node_with_a_replica_changes_no_token(pipeline, victim) -> None:
-    """`kill -9` of first, middle or last node in mid-answer, greedy and sampled streams side by side."""
+    """Greedy and sampled streams keep their tokens after `kill -9` of the first, middle or last node in mid-answer."""
     started = nodes.start(*(folder_of(pipeline, index) for index in (0, 1, 2, victim)))
 
     async def run():

@@ -56,9 +56,7 @@ async def tick(clock: VirtualClock) -> None:
 
 
 def test_a_full_chain_and_its_leases_run_on_their_own_clock(pipeline) -> None:
-    """A request waiting for room is refused by the clock's time, and sessions have the ids that the seeded source
-    gives.
-    """
+    """A request waiting for room is refused by the chain's clock, and session ids come from the seeded source."""
 
     async def run():
         loop = asyncio.get_running_loop()

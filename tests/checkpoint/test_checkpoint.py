@@ -54,9 +54,7 @@ def test_malformed_file_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_file_is_refused_where_it_is_read_by_ranges(name: str, tmp_path: Path) -> None:
-    """Our own rules refuse all that the reference reader refuses, since files on the Hub are checked by our rules
-    alone.
-    """
+    """Our own rules refuse all that the reference reader refuses, since they alone check files on the Hub."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(MALFORMED[name])
     with FileSource(path) as source, pytest.raises(WeightFileError, match="not a valid safetensors file"):
@@ -150,7 +148,7 @@ def test_checkpoint_knows_every_tensor(tmp_path: Path) -> None:
 
 
 def test_checkpoint_without_index_is_read(tmp_path: Path) -> None:
-    """Without an index every model file of the folder counts."""
+    """Without an index every model file of the folder is read."""
     tensors = write_checkpoint(tmp_path, num_files=2)
     (tmp_path / "model.safetensors.index.json").unlink()
     assert open_checkpoint(tmp_path).tensors.keys() == tensors.keys()
@@ -358,7 +356,7 @@ def test_gate_passes_the_promised_file(weights: Path) -> None:
 
 
 def test_gate_sees_a_flipped_bit(weights: Path) -> None:
-    """One bit of one weight is a digest mismatch."""
+    """A flipped bit of one weight is a digest mismatch."""
     file, catalogue = _shipped(weights)
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1

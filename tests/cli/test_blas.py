@@ -86,7 +86,7 @@ def host_of(address: str) -> dict[str, str]:
 
 
 def test_auto_computes_with_openblas(openblas: dict[str, object]) -> None:
-    """With `auto` OpenBLAS is mapped into the process, and products and LAPACK results are right."""
+    """With `auto`, OpenBLAS is loaded into the process, and products and LAPACK results are right."""
     assert "openblas" in Path(str(openblas["path"])).name
     assert Path(str(openblas["path"])).name in str(openblas["blas"])
     assert f", {min(default_threads(), MOST_THREADS)} thread" in str(openblas["blas"])
@@ -140,9 +140,7 @@ def test_openblas_after_mlx_is_refused() -> None:
 def test_missing_openblas_is_reference_for_auto_and_an_error_by_name(
     tmp_path: Path, openblas: dict[str, object]
 ) -> None:
-    """Without a compiler and a system library `auto` goes on with the reference BLAS, and `openblas` is refused with a
-    hint.
-    """
+    """Without a compiler and a system library, `auto` uses the reference BLAS, and `openblas` is refused with a hint."""
     alone = {"PATH": str(tmp_path)}
     said = program("auto", **alone)
     if not str(said["blas"]).startswith("libblas-"):

@@ -34,9 +34,7 @@ def is_pushing(process: psutil.Process) -> bool:
 
 
 def test_demo_that_is_ended_leaves_nothing_behind(smollm2, tmp_path) -> None:
-    """SIGTERM during the push: the started processes end, the folder is removed, and the exit code is that of the
-    signal.
-    """
+    """SIGTERM during the push ends the started processes, removes the folder, and gives the signal's exit code."""
     assert (smollm2 / "config.json").is_file()
     demo = subprocess.Popen(
         [sys.executable, "-m", "shardhub", "demo"],

@@ -156,9 +156,7 @@ def test_pull_ls_rm_prune(published: Published, env: dict[str, str], tmp_path: P
 
 
 def test_wrong_names(published: Published, env: dict[str, str]) -> None:
-    """A name that is neither folder nor repo is reported as both; a model in the place of a shard gets the right
-    command.
-    """
+    """A name that is neither folder nor repo is reported as both; a model instead of a shard gets the right command."""
     unknown = here(env, "serve", "ann/nothing")
     assert unknown.returncode == 1
     assert "The folder ann/nothing does not exist either" in unknown.stderr

@@ -262,9 +262,7 @@ def test_mark_changes_no_identity(marked: Path, honest: Path) -> None:
 
 
 def test_findings_are_settled_in_one_place() -> None:
-    """Without findings nothing happens; findings raise an error with all of them, or become one line of printable
-    ASCII.
-    """
+    """Findings raise an error with all of them, or become one line of printable ASCII; without any nothing happens."""
     assert settle([], where="m", allow_inexact=False) is None
     with pytest.raises(ParityFailed, match=r"first.*second"):
         settle(["first", "second"], where="m", allow_inexact=False)
@@ -282,7 +280,7 @@ def test_findings_are_settled_in_one_place() -> None:
     ],
 )
 def test_record_is_held_to_every_number(honest: Path, changes: dict, is_found: bool) -> None:
-    """Any different token or logit counts; NaN at the same logits of both sides is the model's own."""
+    """Any different token or logit counts, except NaN at the same logits of both sides."""
     (path,) = (honest / "m-pipeline" / PARITY_FOLDER).iterdir()
     record = Parity.model_validate_json(path.read_bytes()).model_copy(update=changes)
     assert (mismatch(record) is not None) == is_found

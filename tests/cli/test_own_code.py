@@ -61,7 +61,7 @@ def test_code_is_refused_by_name(model: Path, mark: Path, tmp_path: Path) -> Non
 
 
 def test_code_is_left_out_when_asked_to(model: Path, mark: Path, tmp_path: Path) -> None:
-    """With the option shards and pipeline are complete and contain no code; no code was run."""
+    """With the option, shards and pipeline are complete and contain no code; no code was run."""
     result = shardhub("split", model, tmp_path / "out", "--stages", 2, "--ignore-code")
     assert result.exit_code == 0, result.stderr
     assert is_without_code(tmp_path / "out")

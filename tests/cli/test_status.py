@@ -38,7 +38,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(pipeline):
-    """Its first stage on one node, the others as one on another."""
+    """The first stage on one node, and the others together on another."""
     folders = [cut.shard_folder(pipeline, index) for index in range(3)]
     started = nodes.start((folders[0],), (folders[1], folders[2]), options=("--context", "256"))
     yield started
@@ -103,9 +103,7 @@ def test_status_tells_what_each_stage_did(pipeline, served, shown) -> None:
 
 
 def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
-    """One line for each node, the limit of the chain, and the need of a single machine; no codes, addresses from the
-    environment.
-    """
+    """One line for each node, the chain's limit, and the need of a single machine, without escape codes."""
     answer(served)
     env = {"SHARDHUB_NODES": ",".join(node.address for node in served)}
     result = nodes.shardhub("status", "--manifest", pipeline.folder, *QUICK, env=env)
@@ -134,7 +132,7 @@ def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
 
 
 def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> None:
-    """Its stage is unserved: exit code 5 with why and hint; the other node's row is unchanged."""
+    """The stage of a lost node is unserved: exit code 5 with why and hint; the other node's row is unchanged."""
     gone = "127.0.0.1:9"
     named = [part for address in (gone, served[0].address) for part in ("--node", address)]
     result = nodes.shardhub("status", pipeline.folder, *named, *QUICK)

@@ -142,9 +142,7 @@ def replace_hash(path: Path, field: str) -> None:
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_change_is_found(name: str, out: Path) -> None:
-    """One changed byte, number or word in any file: exit code 3 with file and both values, and the rest is still
-    checked.
-    """
+    """One changed byte, number or word in any file gives exit code 3 with file and both values; the rest is checked."""
     TAMPERED[name](out)
     result = shardhub("verify", out / "m-pipeline")
     assert result.exit_code == 3, result.stdout
@@ -324,9 +322,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, 
 
 
 def test_record_is_added_on_the_hub(hub: tuple[RunningHub, Wire], model: Path, tmp_path: Path) -> None:
-    """A push makes a record, and a later one is a commit of its own; the pipeline stays the same, and is recognised as
-    ours.
-    """
+    """A push makes a record, and a later record is a commit of its own; the pipeline stays the same."""
     api = HfApi(endpoint=hub[0].endpoint, token=hub[0].token("ann"))
     env = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache")}
 

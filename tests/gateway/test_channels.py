@@ -63,7 +63,7 @@ def test_what_goes_to_a_function_is_a_call(header) -> None:
 
 
 def test_a_channel_may_stand_in_the_place_of_the_role() -> None:
-    """The channel's name may replace the role, as models do in long conversations."""
+    """A channel's name is accepted in the place of the role, where models write it in long conversations."""
     assert cut(f"{ANALYSIS}<|start|>final<|message|>42") == [("reasoning", "", "Think."), ("text", "", "42")]
 
 

@@ -48,9 +48,7 @@ def test_objects_are_closed(given, expected) -> None:
     ],
 )
 def test_what_may_hold_more_is_left_as_it_is(given) -> None:
-    """Schemas that allow more, or name properties in several places that would exclude each other, are left as they
-    are.
-    """
+    """Schemas that allow more, or name properties in several places that would exclude each other, stay unchanged."""
     assert closed(given) == given
 
 

@@ -108,9 +108,7 @@ def listening(*, keys=None, num=8, stall_s=STALL_S):
 
 
 def answered(connection) -> bytes:
-    """The status line of a response, or nothing if the other side closes; a good response is read whole, or in large
-    part.
-    """
+    """The status line of a response, or nothing if the other side closes; a good response is also read."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while not received or (

@@ -73,7 +73,7 @@ def routes(guarded, key):
     ],
 )
 def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
-    """Every route of the OpenAPI file, and the others, require a key."""
+    """No route answers without a key, whether the OpenAPI file has it or not."""
     with httpx.Client(base_url=guarded.url, timeout=60) as client:
         for method, path in routes(guarded, keys[0]):
             answer = client.request(method, path.replace("{name}", "tiny"), headers=headers)
@@ -84,9 +84,7 @@ def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
 
 
 def test_each_key_opens(guarded, keys) -> None:
-    """A key works as a bearer token, as Anthropic's header and as a browser's password; from the file and the
-    environment.
-    """
+    """A key of the file or the environment works as bearer token, in Anthropic's header, and as a browser's password."""
     basic = base64.b64encode(f"me:{keys[1]}".encode()).decode()
     for headers in (
         {"Authorization": f"Bearer {keys[0]}"},

@@ -133,7 +133,7 @@ def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
 
 
 def test_too_many_are_told_at_once(pair, small) -> None:
-    """Two run, one waits, and the next is refused at once with a time to retry.
+    """With two requests running and one waiting, the next is refused at once with a time to retry.
 
     The client retries by itself.
     """

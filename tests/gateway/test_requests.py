@@ -318,7 +318,7 @@ def test_choices_of_prompts_are_in_order(http) -> None:
 
 
 def test_the_same_seed_gives_the_same_text(http) -> None:
-    """Another seed gives another text."""
+    """The same seed gives the same text, and another seed another one."""
     texts = [
         http.post(CHAT, json=chat(max_tokens=12, temperature=1.2, seed=seed)).json()["choices"][0]["message"]["content"]
         for seed in (3, 3, 4)

@@ -198,9 +198,7 @@ def endless(num=20):
 
 
 def test_schemas_without_end_hold_up_nobody(served) -> None:
-    """Several such schemas are refused in the end; meanwhile others are answered, memory stays bounded, and SIGTERM
-    works.
-    """
+    """Endless schemas are refused; meanwhile others are answered, memory stays bounded, and SIGTERM works."""
     process = GatewayProcess(served.pipeline, served.addresses, ("--model-name", "tiny"))
     try:
         with httpx.Client(base_url=process.url, timeout=60) as http, ThreadPoolExecutor(4) as pool:

@@ -29,9 +29,7 @@ PACKAGE = Path(shardhub.__file__).parent
     ],
 )
 def test_it_is_done_in_one_place(what: str, pattern: str, places: set[str]) -> None:
-    """Locks, sizes, addresses and whole-file writes each have one module; large files are moved by the code that copied
-    them.
-    """
+    """Locks, sizes, addresses and whole-file writes have one module each; large files are moved by their copier."""
     elsewhere = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if re.search(pattern, path.read_text())
     }

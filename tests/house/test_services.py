@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
 
 
 def test_services_run_options_that_exist() -> None:
-    """Every option they use is listed by `serve --help`, and both run the same command."""
+    """Every option of both files is listed by `serve --help`, and both run the same command."""
     unit, plist = commands()
     assert unit == plist
     known = shardhub("serve", "--help", env={"COLUMNS": "200"}).stdout

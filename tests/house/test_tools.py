@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_task_lists_what_it_does() -> None:
-    """Without an argument it prints its commands; an unknown command ends with 2."""
+    """Without an argument the script prints its commands; an unknown command ends with 2."""
     assert re.findall(r"^\./task (\w+)", task().stdout, re.MULTILINE) == list(TASKS)
     unknown = task("publish")
     assert unknown.returncode == 2

@@ -126,8 +126,8 @@ class Network:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the count while a body is written: a client that has read it all may ask for the count before it is
-        updated.
+        """Hold the count while a body is written: a client that has read it all may ask for the count before its
+        update.
         """
         with self._counted:
             self._num_writing += 1

@@ -210,7 +210,7 @@ def test_repo_that_is_no_shard(fetcher: Fetcher, api: HfApi, user: str, whole_mo
 def test_busy_hub_is_asked_again(
     fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float], part: str, code: int
 ) -> None:
-    """After a burst of refusals the request is repeated and succeeds."""
+    """After a burst of refusals by a busy Hub, the request is repeated and succeeds."""
     net.when(part, faulty.status(code), times=3)
     folder = fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
     assert same_weights(folder, cut.shard_folder(published.local, 0))

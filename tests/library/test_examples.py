@@ -43,7 +43,7 @@ def run(code: str, folder: Path, **environment: str) -> str:
 
 @pytest.mark.timeout(600)  # eight programs, each of which imports MLX
 def test_examples_of_the_page_run_as_they_stand(folder: Path) -> None:
-    """Each block is a program of its own; together they take a model to an answer and leave its folders behind."""
+    """Each example is a program of its own; together they take a model to an answer and leave its folders behind."""
     outputs = [run(code, folder) for needs_hub, code in EXAMPLES if not needs_hub]
     assert "tokens/s" in outputs[1]
     assert "checks passed" in outputs[1]

@@ -164,9 +164,7 @@ def test_question_beside_the_inputs_is_refused_by_its_name(case: str, put: Calla
 
 @pytest.mark.parametrize("case", list(HEALTHY))
 def test_what_derives_from_weights_alone_is_not_refused(case: str, put: Callable[..., Blueprint]) -> None:
-    """Values that are kept from the first step, or made anew each time, are accepted if they are equal in every
-    process.
-    """
+    """Values that are kept from the first step, or made anew, are accepted if they are equal in every process."""
     top, before = HEALTHY[case]
     find_chunks(put(top, BEFORE=before))
 
@@ -214,9 +212,7 @@ def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., 
 
 @pytest.mark.parametrize("size", ["k.shape[2]", "(getattr(cache, '_idx', None) or cache.offset)"])
 def test_condition_on_a_padded_length_keeps_sequences_apart(size: str, put: Callable[..., Blueprint]) -> None:
-    """A condition on a padded length would treat a short row as its longest neighbour: no batches, but the split is
-    right.
-    """
+    """A condition on a padded length treats a short row like its longest neighbour, so that batches are ruled out."""
     blueprint = put(OUT=f"x * (2 if {size} > 40 else 1)")
     dissection = Dissection(blueprint.config, blueprint.tensors)
     refusal = dissection.batch_refusal(dissection.prove([(0, 2), (2, 6)]))

@@ -96,9 +96,7 @@ def test_probe_cut_short_ends_the_session_where_an_array_comes_up(positions: tup
 def test_probe_cut_short_ends_deepseek_v41_where_its_positions_are_compressed(
     schedule: tuple[int, ...], at: int
 ) -> None:
-    """The session ends where a group of 128 positions closes, since the layer before the cut then passes on an unproven
-    array.
-    """
+    """The session ends where a group of 128 positions closes, since an unproven array crosses the cut there."""
     config = copy.deepcopy(CONFIGS["deepseek_v41"])
     config |= {"compress_ratios": [0, 0] + [128] * 6, "sliding_window": 128, "max_position_embeddings": 4096}
     judged = judge(Unchanged(), config, (4,), [schedule])

@@ -1,4 +1,4 @@
-"""The chunks of a proof reach every branch of a forward, wherever its number is written."""
+"""The chunks of a proof reach every branch of a forward, wherever the number in its condition comes from."""
 
 from __future__ import annotations
 

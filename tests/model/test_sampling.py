@@ -112,7 +112,7 @@ def test_parameters_out_of_range_are_refused_by_name(field, value) -> None:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_greedy_rows_together_are_bit_for_bit_those_alone(dtype) -> None:
-    """Each row of a batch has the same token and log probability as alone, also one with two likeliest tokens."""
+    """Each row of a batch has the token and log probability that it has alone, also where two tokens are likeliest."""
     logits = mx.random.normal((7, 49_152), key=mx.random.key(3)).astype(dtype) * 4
     logits[6, 100] = logits[6, 40_000] = 60.0
     tokens, logprobs, are_numbers = sample_greedy(logits)

@@ -67,9 +67,7 @@ def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
     ),
 )
 def test_wrong_batches_of_upstream_are_refused(module: str, change: dict[str, int]) -> None:
-    """Batches that are wrong at once or past a length, that fail, or have no batched caches; alone the sequences are
-    right.
-    """
+    """Batches that are wrong at once or past a length, that fail, or lack batched caches are refused."""
     config = copy.deepcopy(matrix.CONFIGS[module])
     if change:
         config["text_config"]["sparse_attention_config"].update(change)

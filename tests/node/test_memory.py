@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stage_takes_the_memory_of_its_own_tensors(made: Path) -> None:
-    """Each of two stages takes its own tensors' memory more than a node with a model of a few hundred kilobytes."""
+    """A node's process takes about as much memory as its own stage's tensors, beyond that of an almost empty node."""
     started = nodes.start(*((made / name,) for name in ("t-shard-1", "m-shard-0", "m-shard-1")))
     try:
         idle, *taken = [psutil.Process(node.process.pid).memory_info().rss for node in started]

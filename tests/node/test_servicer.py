@@ -96,7 +96,7 @@ async def works(address) -> None:
 
 
 def test_messages_that_cannot_be_parsed_are_refused_and_fill_no_log(node) -> None:
-    """Each gets an answer without names of Python classes; many make one line of log, and the node goes on."""
+    """A malformed message gets an answer without names of Python classes; many of them make one line of log."""
 
     async def run():
         async with grpc.aio.insecure_channel(node.address) as channel:
@@ -237,9 +237,7 @@ def test_garbage_on_the_port_does_not_disturb(node) -> None:
 
 
 def test_links_that_begin_wrongly_are_refused(node) -> None:
-    """Links without hello, with another protocol version, without head id or lane, or starting with a result are
-    refused.
-    """
+    """Links without hello, head id or lane, with another protocol version, or starting with a result are refused."""
     hello = codec.hello_message(head=b"h" * 16, lane=Lane.DECODE, version=1, is_head=True)
     later = codec.hello_message(head=b"h" * 16, lane=Lane.DECODE, version=99, is_head=True)
     anonymous = codec.hello_message(head=b"", lane=Lane.DECODE, version=1, is_head=True)

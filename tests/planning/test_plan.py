@@ -193,7 +193,7 @@ def test_head_moves_the_cut() -> None:
 
 
 def test_equal_plans_are_chosen_the_same_way() -> None:
-    """Of equal plans the one with longer first stages is chosen, always."""
+    """Of equally good plans, the one with longer first stages is always chosen."""
     assert _ranges(cut_evenly(_uniform(5, 1), 2)) == [(0, 3), (3, 5)]
     assert _ranges(cut_evenly(_uniform(30, 7), 4)) == [(0, 8), (8, 16), (16, 23), (23, 30)]
 

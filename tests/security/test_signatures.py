@@ -93,9 +93,7 @@ def test_a_broken_signature_is_refused(signed, data):
 
 
 def test_a_signature_is_over_a_manifest_and_nothing_else(signed):
-    """A signature by the same key over the same bytes without our context is refused, so that no other use of the key
-    counts.
-    """
+    """A signature by the same key over the same bytes without our context is refused."""
     folder, signer, _ = signed
     import base64
 

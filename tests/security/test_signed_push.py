@@ -23,8 +23,7 @@ pytestmark = OVER_LFS
 
 
 def test_a_push_signs_what_it_publishes(tmp_path):
-    """A push publishes a signature with the manifest, adds one to an unsigned manifest, and drops an
-    outdated one."""
+    """A push adds a signature to its manifest, also to an unsigned one on the Hub, and never leaves an outdated one."""
     write_checkpoint(tmp_path / "model", 4, rows=64, tied=False)
     signer, other = (make_signing_key(tmp_path / name) for name in ("key", "other"))
     with pushing_hub(tmp_path / "hub") as (running, _):

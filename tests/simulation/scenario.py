@@ -239,9 +239,7 @@ def _draw_request(dice: random.Random, num_heads: int, *, is_exact: bool) -> Req
 
 
 def _of_a_kind(requests: tuple[RequestSpec, ...], kind: float) -> tuple[RequestSpec, ...]:
-    """Occasionally make all requests of one kind: with long prompts that take turns, with masks, or with prompt
-    likelihoods.
-    """
+    """Occasionally make all requests of one kind: with long prompts, with masks, or with prompt likelihoods."""
     if kind < 0.1:
         return tuple(replace(one, prompt=90) for one in requests)
     plain = tuple(replace(one, right_drafts=None, masked=False, score=False) for one in requests)

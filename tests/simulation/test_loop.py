@@ -54,7 +54,7 @@ def test_a_frozen_host_does_nothing_until_it_thaws(loop: VirtualLoop) -> None:
 
 
 def test_the_clock_of_a_sleeping_machine_stands_still(loop: VirtualLoop) -> None:
-    """Its monotonic clock and its timers resume where they stood; the clock that includes sleep is ahead."""
+    """The monotonic clock and timers of a sleeping host resume where they stood; the clock with sleep is ahead."""
     host, times = Host("one"), []
     loop.spawn(host, tick(loop, times))
     run(loop, 2.5)
@@ -68,7 +68,7 @@ def test_the_clock_of_a_sleeping_machine_stands_still(loop: VirtualLoop) -> None
 
 
 def test_a_killed_host_runs_nothing_more(loop: VirtualLoop) -> None:
-    """Not even `finally` blocks run, as after SIGKILL; other hosts go on."""
+    """Not even `finally` blocks of a killed host run, as after SIGKILL; other hosts go on."""
     reached: list[str] = []
 
     async def work(name: str) -> None:

@@ -23,7 +23,7 @@ def trace(seed: int) -> str:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
-    """Two runs in one process agree, although objects have other addresses."""
+    """Two runs of a seed in one process agree, although their objects have other addresses."""
     first = trace(seed)
     kept = [object() for _ in range(1000)]
     assert trace(seed) == first

@@ -63,7 +63,7 @@ class Report:
 
 
 class Cluster:
-    """Two nodes for each stage, each behind a proxy, at addresses that stay the same."""
+    """Two nodes for each stage, each behind a proxy at a fixed address."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline

@@ -357,9 +357,7 @@ def test_stages_that_do_not_cover_are_refused(model: Path, tmp_path: Path) -> No
 
 
 def test_preview_tells_what_the_split_does(model: Path, tmp_path: Path) -> None:
-    """Before: every byte is read once and written as often as needed, and the preview writes nothing. After: nothing to
-    do.
-    """
+    """The preview writes nothing and states what a split reads and writes; afterwards it says that nothing is left."""
     out = tmp_path / "out"
     checkpoint = open_checkpoint(model)
     arguments: Any = (checkpoint, contents_of(checkpoint), stages_of(checkpoint, (2,)), out)
@@ -464,9 +462,7 @@ def test_finished_files_are_not_copied_again(model: Path, tmp_path: Path) -> Non
 
 
 def test_finished_files_of_other_weights_are_not_taken(model: Path, tmp_path: Path) -> None:
-    """If the model changed after a kill, no file of the broken run gets into the shards, even if the model changes
-    back.
-    """
+    """If the model changed after a kill, no file of the broken run gets into the shards, even if it changes back."""
     out = tmp_path / "out"
     originals = {path: (path.read_bytes(), path.stat()) for path in model.glob("*.safetensors")}
 

@@ -1,4 +1,4 @@
-"""Any history under any template: rendered with all its content, and unchanged if the template takes it."""
+"""Fitting any history to any template: rendered with all its content, and unchanged if the template takes it."""
 
 from __future__ import annotations
 

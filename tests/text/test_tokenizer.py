@@ -146,7 +146,7 @@ def test_eos_ids_equal_mlx_lm(config: Any, generation: Any, folder: Path, tmp_pa
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.integers(0, 49300), max_size=30))
 def test_byte_level_text_equals_mlx_lm(tokenizer: Tokenizer, wrapper: Any, ids: list[int]) -> None:
-    """Any ids give mlx_lm's text: partial characters, special tokens, spaces, ids beyond the vocabulary."""
+    """For any ids the text is mlx_lm's: partial characters, special tokens, spaces, ids beyond the vocabulary."""
     assume(not any(STAND_IN in wrapper.convert_ids_to_tokens(each) for each in ids if each < len(wrapper)))
     assert streamed(tokenizer.detokenizer(), ids) == shown_by_mlx_lm(wrapper, ids)
 

@@ -75,9 +75,7 @@ print(tempfile.gettempdir())
     ("first", "second"), [("shardhub.engine", "mlx.core"), ("shardhub.cli", "mlx_lm"), ("mlx.core", "shardhub.gateway")]
 )
 def test_compiled_kernels_lie_in_a_private_folder(tmp_path, first, second) -> None:
-    """Kernels go to a private folder, whatever TMPDIR and the order of imports; Python's temporary files stay in
-    TMPDIR.
-    """
+    """Kernels go to a private folder, whatever TMPDIR and import order; Python's temporary files stay in TMPDIR."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "mlx").write_text("another user's, in MLX's way")

@@ -9,7 +9,7 @@ from shardhub.usecases.loop import LoopThread
 
 
 def test_iteration_may_be_closed_after_its_loop() -> None:
-    """After Ctrl-C between two items leaves the block, the source has cleaned up, and closing raises nothing."""
+    """If Ctrl-C leaves the block between two items, the source cleans up, and closing it raises no error."""
     ended: list[bool] = []
 
     async def numbers() -> AsyncIterator[int]:

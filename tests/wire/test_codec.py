@@ -70,7 +70,7 @@ def steps(draw):
 
 @given(steps())
 def test_steps_come_out_as_they_went_in(step) -> None:
-    """All fields but the deadline come back, which is sent as the remaining time."""
+    """All fields come back unchanged, except the deadline, which is sent as the remaining time."""
     sent = pb.LinkMessage.FromString(codec.step_message(step, now=NOW).SerializeToString())
     received = codec.step_value(sent.step, step.lane, now=NOW + 5.0)
     assert received.deadline == step.deadline + 5.0

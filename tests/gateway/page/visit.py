@@ -56,7 +56,7 @@ class Visit:
             self.elsewhere.append(request.url)
 
     def until(self, expression: str) -> None:
-        """Wait until a condition is true; playwright's own function would evaluate text in the page, which its policy
+        """Wait until a condition is true; playwright's own function would evaluate text, which the page's policy
         forbids.
         """
         ends = time.monotonic() + TIMEOUT_S
