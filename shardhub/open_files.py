@@ -27,7 +27,7 @@ def allow_open_files(num_files: int) -> int:
 
 @contextlib.contextmanager
 def limit_kept() -> Iterator[None]:
-    """Restore the limit if code in the block changes it."""
+    """Ignore changes of the limit by code in the block."""
     set_limit = resource.setrlimit
 
     def kept(which: int, limits: Any) -> None:

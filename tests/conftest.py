@@ -52,7 +52,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
-    """Exempt objects older than a module's tests from garbage collection, which takes 0.1 s twice at an engine's start."""
+    """Exempt objects older than a module's tests from garbage collection, of which an engine's start makes two."""
     gc.collect()
     gc.freeze()
 

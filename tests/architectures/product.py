@@ -420,7 +420,7 @@ class _Uses:
         return self._back(lambda session, position: self._product.open(session, epoch=2, position=position))
 
     def _back(self, go: Callable[[bytes, int], bytes]) -> Verdict:
-        """Rewind from the end of a prompt's second chunk to its first, far and near; within the limit it must succeed."""
+        """Rewind from the end of a prompt's second chunk to its first; within the limit this must succeed."""
         notes = []
         for lengths in (_PROMPT, _SHORT_PROMPT):
             chunks, other = _chunks((*lengths, 1)), _chunks((lengths[0], 3, 1), seed=8)

@@ -140,7 +140,7 @@ def test_openblas_after_mlx_is_refused() -> None:
 def test_missing_openblas_is_reference_for_auto_and_an_error_by_name(
     tmp_path: Path, openblas: dict[str, object]
 ) -> None:
-    """Without a compiler and a system library, `auto` uses the reference BLAS, and `openblas` is refused with a hint."""
+    """Without a compiler and a system library, `auto` uses the reference BLAS, and `openblas` is refused."""
     alone = {"PATH": str(tmp_path)}
     said = program("auto", **alone)
     if not str(said["blas"]).startswith("libblas-"):

@@ -84,7 +84,7 @@ def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
 
 
 def test_each_key_opens(guarded, keys) -> None:
-    """A key of the file or the environment works as bearer token, in Anthropic's header, and as a browser's password."""
+    """A key of the file or the environment works as bearer token, in Anthropic's header, and as a password."""
     basic = base64.b64encode(f"me:{keys[1]}".encode()).decode()
     for headers in (
         {"Authorization": f"Bearer {keys[0]}"},
