@@ -31,7 +31,7 @@ def test_every_error_of_the_package_is_in_the_tree() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_outcome_is_possible_and_documented(kind: type[ShardhubError]) -> None:
-    """Each outcome has a real gRPC status, an HTTP error status and a documented exit code; its class is in the tree."""
+    """Each outcome has a real gRPC status, an HTTP error status and a documented exit code; the tree has its class."""
     row = outcome(kind("what"))
     assert row.grpc in grpc.StatusCode.__members__
     assert row.grpc != "OK"

@@ -126,9 +126,7 @@ class Network:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the count while a body is written: a client that has read it all may ask for the count before its
-        update.
-        """
+        """Hold the count while a body is written, as a client that has read it all may ask for the count at once."""
         with self._counted:
             self._num_writing += 1
         try:

@@ -56,9 +56,7 @@ class Visit:
             self.elsewhere.append(request.url)
 
     def until(self, expression: str) -> None:
-        """Wait until a condition is true; playwright's own function would evaluate text, which the page's policy
-        forbids.
-        """
+        """Wait until a condition is true; playwright's own function would evaluate text, which the policy forbids."""
         ends = time.monotonic() + TIMEOUT_S
         while not self.page.evaluate(expression):
             assert time.monotonic() < ends, f"never became true: {expression}"
