@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item):
-    """Measure the coverage of the fast tests alone: others follow code themselves, or would take half as long again."""
+    """Measure the coverage of the fast tests alone: the other ones would take half as long again."""
     plugin = item.config.pluginmanager.getplugin("_cov")
     if plugin is None or item.get_closest_marker("fast"):
         return (yield)

@@ -17,7 +17,7 @@ OTHER = [CallPiece(index=1, id="call_2", name="g"), CallPiece(index=1, arguments
 
 
 def blocks_of(deltas):
-    """The steps of an answer, and its blocks as they are in the end."""
+    """The steps of an answer, and its final blocks."""
     blocks = Blocks()
     steps = [step for delta in deltas for step in blocks.take(delta)] + list(blocks.finish())
     return [(step.what, step.block.index, step.text) for step in steps], [s.block for s in steps if s.what == "end"]
@@ -38,7 +38,7 @@ def blocks_of(deltas):
     ],
 )  # fmt: skip
 def test_blocks_are_what_the_deltas_say(deltas, expected) -> None:
-    """One of each kind where the kind changes, blanks before a call in none, and no call in another."""
+    """A new block begins where the kind changes; blanks before a call have no block, and calls do not share one."""
     steps, blocks = blocks_of(deltas)
     assert [(block.kind, block.text) for block in blocks] == expected
     assert [block.index for block in blocks] == list(range(len(expected)))
@@ -49,7 +49,7 @@ def test_blocks_are_what_the_deltas_say(deltas, expected) -> None:
 
 
 def test_blocks_do_not_overlap() -> None:
-    """Each ends before the next one starts: streams of other APIs know no other order."""
+    """Each block ends before the next one starts, as streams of other APIs require."""
     steps, _ = blocks_of([Delta(reasoning="R", text="A", calls=CALL), Delta(calls=OTHER)])
     assert [what for what, _, _ in steps if what != "more"] == ["start", "end"] * 4
 

@@ -265,7 +265,7 @@ def test_a_node_lost_in_mid_stream_is_an_error_in_every_api(tmp_path) -> None:
 
 
 def first_loss(url) -> float:
-    """The chain feed's first event with a lost node; the event of its stages comes before."""
+    """Monotonic time at which the chain's feed first shows a lost node, in seconds; every event has both stages."""
     with httpx.stream("GET", f"{url}/shardhub/events", timeout=60) as stream:
         for line in stream.iter_lines():
             if not line.startswith("data: "):

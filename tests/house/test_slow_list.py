@@ -1,4 +1,4 @@
-"""The list of slow tests names tests that there are, and leaves each file one."""
+"""The list of slow tests names existing tests only, and leaves out no file whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.slow import LIST, ROOT, choose
 
 
 def test_each_listed_test_exists() -> None:
-    """A test that was renamed or removed has to be listed anew, or nobody notices that the default runs it."""
+    """Each listed test exists: after a rename the list must be written anew, or the default would run the test."""
     gone = []
     for name in LIST.read_text().splitlines():
         path, *_, function = name.split("::")
@@ -19,6 +19,6 @@ def test_each_listed_test_exists() -> None:
 
 
 def test_a_file_of_slow_tests_keeps_the_quickest() -> None:
-    """The others of three seconds or more are left out, and quick ones never."""
+    """Only tests of three seconds or more are left out, and each file keeps its quickest test."""
     seconds = {"a.py::one": 9.0, "a.py::two": 4.0, "b.py::one": 3.0, "b.py::two": 2.9}
     assert choose(seconds) == ["a.py::one", "b.py::one"]

@@ -152,7 +152,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_names_cannot_leave_the_cache(tmp_path: Path) -> None:
-    """A malformed digest is refused before it becomes a path; a revision is one path component, whatever it has."""
+    """A malformed digest is refused before it becomes a path; a revision is a single path component."""
     cache = Cache(tmp_path / "c")
     with pytest.raises(IntegrityError):
         cache.blob("../x")

@@ -628,7 +628,7 @@ def test_real_disk_runs_full_and_gets_room_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that every user may enter; for tests that lay down root's rights."""
+    """A folder that every user may enter, for tests that drop root's rights."""
     # Commands that ran in this process before have set it to a folder of their own user.
     monkeypatch.setattr(tempfile, "tempdir", None)
     folder = Path(tempfile.mkdtemp())
@@ -638,7 +638,7 @@ def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_folder_without_permission_is_refused(public: Path) -> None:
-    """A folder that may not be written to is an access error with its path."""
+    """A folder without write permission is an access error with its path."""
     write_checkpoint(public / "model")
     for path in (public / "model").iterdir():
         path.chmod(0o644)
