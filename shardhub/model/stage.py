@@ -98,7 +98,7 @@ class Stage:
 
     @property
     def shares_kv(self) -> bool:
-        """Whether K and V of its layers go to another stage, or another's come here."""
+        """Whether K and V of its layers cross to another stage, or those of another stage cross to this one."""
         return bool(self._replays or self._shares)
 
     def new_cache(self) -> StageCache:

@@ -71,7 +71,7 @@ def serve(module: str) -> dict[str, Any]:
 
 
 def batch_proof(specimen: Specimen) -> str:
-    """`proven` if the graph of two merged sequences is the same through three stages, or why not."""
+    """`proven` if the graph of two merged sequences is the same through three stages, otherwise the reason."""
     try:
         prove_chain(specimen.blueprint, specimen.anatomy, specimen.cuts(specimen.thirds), Scenario.MERGED)
     except ShardhubError as error:
@@ -80,7 +80,7 @@ def batch_proof(specimen: Specimen) -> str:
 
 
 def _cuts(specimen: Specimen) -> dict[str, dict[str, Any]]:
-    """By positions of the cut: proven by graph, exact by numbers, or why not."""
+    """For each cut, by its positions: whether it is proven by graph and exact by numbers, and if not, the reason."""
     expected = {batch: reference(specimen, batch) for batch in BATCHES}
     by_cut: dict[str, dict[str, Any]] = {}
     for positions in boundaries(specimen):

@@ -126,7 +126,7 @@ def test_gateway_loads_no_mlx(pipeline, served, torch, tmp_path) -> None:
 @pytest.mark.skipif(not carries_reference_blas(), reason="MLX is no CPU wheel for Linux")
 @pytest.mark.parametrize(("choice", "library"), [("auto", "openblas"), ("reference", "")])
 def test_blas_is_chosen_before_a_head_loads_mlx(pipeline, served, torch, tmp_path, choice, library) -> None:
-    """A head that runs a stage loads MLX late and with the BLAS of the option; other heads load neither."""
+    """A head that runs a stage loads MLX late and with the BLAS of the option; other heads load no BLAS and no MLX."""
     arguments = ("generate", pipeline.folder, "--prompt", "hi", "--max-tokens", 3, "--blas", choice)
     here = Command(tmp_path / "here", torch, *arguments).finish()
     assert "mlx" in packages(here)

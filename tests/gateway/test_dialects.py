@@ -80,7 +80,8 @@ def grammar_of(schema) -> dict:
 
 @pytest.mark.parametrize(("schema", "fits", "fails"), FOLLOWED)
 def test_a_schema_is_followed_whatever_its_dialect(schema, fits, fails) -> None:
-    """A fitting answer is accepted to its end, another is not, and the client's schema stays unchanged."""
+    """An answer that fits is accepted to its end, one that does not is refused, and the client's schema is unchanged.
+    """
     before = copy.deepcopy(schema)
     for text, is_fit in ((fits, True), (fails, False)):
         one = matcher(schema)

@@ -158,7 +158,7 @@ next(stream)
 
 
 def test_process_ends_well_though_its_blocks_were_never_left(pipeline: str) -> None:
-    """The process exits silently with 0: MLX's state is freed before the interpreter ends, as it would abort it."""
+    """The process exits silently with 0: MLX's state is freed early, as it would abort the interpreter's end."""
     shards = [str(cut.shard_folder(read_pipeline(Path(pipeline)), index)) for index in range(2)]
     done = subprocess.run(
         [sys.executable, "-c", LEFT_OPEN, pipeline, *shards], capture_output=True, text=True, check=False, timeout=240

@@ -98,7 +98,8 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
 
 
 def test_words_of_calls_are_told_where_a_template_has_none(folder: Path, tmp_path: Path) -> None:
-    """A template that omits tools gets a description of them; one that writes them does not."""
+    """For a template that omits tools the prompt gets a description of them, and for one that writes them it does not.
+    """
     for template, is_helped in (("{{ messages }}", True), ("{{ tools }}{{ messages }}", False), ("{{", False)):
         model = shutil.copytree(folder, tmp_path / str(len(template)))
         configuration = json.loads((model / "tokenizer_config.json").read_text())
