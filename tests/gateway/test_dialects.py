@@ -80,8 +80,7 @@ def grammar_of(schema) -> dict:
 
 @pytest.mark.parametrize(("schema", "fits", "fails"), FOLLOWED)
 def test_a_schema_is_followed_whatever_its_dialect(schema, fits, fails) -> None:
-    """An answer that fits is accepted to its end, one that does not is refused, and the client's schema is unchanged.
-    """
+    """An answer that fits is accepted to its end, another one is refused, and the client's schema stays unchanged."""
     before = copy.deepcopy(schema)
     for text, is_fit in ((fits, True), (fails, False)):
         one = matcher(schema)

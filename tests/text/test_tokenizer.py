@@ -98,8 +98,7 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
 
 
 def test_words_of_calls_are_told_where_a_template_has_none(folder: Path, tmp_path: Path) -> None:
-    """For a template that omits tools the prompt gets a description of them, and for one that writes them it does not.
-    """
+    """The prompt describes the tools if the template omits them, and does not if the template writes them."""
     for template, is_helped in (("{{ messages }}", True), ("{{ tools }}{{ messages }}", False), ("{{", False)):
         model = shutil.copytree(folder, tmp_path / str(len(template)))
         configuration = json.loads((model / "tokenizer_config.json").read_text())
