@@ -24,7 +24,7 @@ class Odd:
     Attributes:
         change: Makes it so, of a proper folder of two files and an index.
         refusal: Pattern of the refusal; empty where it is read as mlx-lm loads it.
-        note: Part of what the reader is told.
+        note: Part of the note to the user.
     """
 
     change: Callable[[Path], None]

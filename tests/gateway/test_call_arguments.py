@@ -143,7 +143,7 @@ def test_no_schema_makes_a_call_fail(value, schema) -> None:
     ],
 )
 def test_arguments_are_an_object(arguments, text) -> None:
-    """A text that holds an object is read; a plain text fills an only parameter; anything else is no call."""
+    """A text that holds an object is read; a plain text fills an only parameter; anything else is not a call."""
     tools = CallableTools([{"function": {"name": "f", "parameters": {"properties": {"city": {"type": "string"}}}}}])
     call = tools.called(Written(name="f", arguments=arguments), must_be_known=True)
     assert (call and call.arguments) == text

@@ -91,7 +91,7 @@ def test_messages_tell_it_as_a_block(thinking) -> None:
 
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory):
-    """A gateway whose model thinks unless its template is told otherwise."""
+    """A gateway whose model thinks unless its template turns that off."""
     folder = tmp_path_factory.mktemp("switched")
     model = scripted.save(folder / "model", SCRIPTS, template=SWITCHED)
     process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--reasoning-field", "both"))

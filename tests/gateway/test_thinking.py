@@ -55,7 +55,7 @@ def test_a_switch_is_known_by_what_it_does(thinking_of, ending, off, on) -> None
 
 
 def test_a_switch_may_work_in_the_words_before_the_answer(thinking_of) -> None:
-    """A switch that only changes text before the answer is off as its name says; one without effect is no switch."""
+    """A switch that only changes text before the answer is off as its name says; one without effect is not one."""
     thinking = thinking_of("{% if not no_thinking %}Think.{% endif %}" + TURNS + "{# </think> #}")
     assert thinking.variables(OFF) == {"no_thinking": True}
     assert thinking_of("{% if keep_thinking is defined %}{% endif %}" + TURNS).variables(OFF) == {}

@@ -374,7 +374,7 @@ async def test_a_revoked_node_is_left(engine, cluster, node, head):
 
 @in_loop
 async def test_whoever_knows_of_a_revocation_tells(engine, cluster, node, head):
-    """One head brings a revocation to a node, which cuts off another head: machines need not be told one by one."""
+    """One head brings a revocation to a node, which cuts off another head: machines need not be informed one by one."""
     messenger = cluster.trust("studio", Role.HEAD)
     async with serving(engine, node) as address, linked(address, head) as (_, lost):
         messenger.learn(cluster.authority.revoke("laptop", now=NOW).pem)

@@ -61,7 +61,7 @@ class Agent:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The environment of an agent's process, free of the settings of whoever runs the tests."""
+    """The environment of an agent's process, free of the settings of the user who runs the tests."""
     home.mkdir(parents=True, exist_ok=True)
     return {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "dumb", "NO_COLOR": "1"}
 
