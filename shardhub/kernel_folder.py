@@ -13,12 +13,15 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shardhub.errors import AccessError
 
 _NAME = "kernels"
+# Seconds in which a linker writes more than an empty file; a machine takes longer to start again.
+_WRITTEN_S = 60.0
 _PRIVATE = 0o700
 # MLX gets the folder from C++'s standard library, which reads this variable first, at each kernel not loaded yet.
 _VARIABLE = "TMPDIR"
@@ -39,10 +42,15 @@ def use_private_folder() -> Path:
         for name in names:
             kernel = Path(inner, name)
             with contextlib.suppress(OSError):  # another process may have done so
-                if name.endswith(".so") and not kernel.stat().st_size:  # left by a machine that went down
+                if name.endswith(".so") and _is_left(kernel.stat()):
                     kernel.unlink()
     os.putenv(_VARIABLE, str(folder))
     return folder
+
+
+def _is_left(status: os.stat_result) -> bool:
+    """Whether a file is what a machine that went down left: an empty one that no linker has just begun to write."""
+    return not status.st_size and time.time() - status.st_mtime > _WRITTEN_S
 
 
 def private_folder(kept: Sequence[Path], temporary: Sequence[Path]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardhub.errors import AccessError
-from shardhub.kernel_folder import private_folder
+from shardhub.kernel_folder import private_folder, use_private_folder
 
 # Runs as nobody, whom the system lets raise no limit; where the tests are not root's, as whoever runs them.
 AS_NOBODY = """
@@ -139,5 +139,23 @@ def test_a_kernel_that_was_not_written_is_compiled_again(tmp_path) -> None:
     kernels = list(tmp_path.rglob("*.so"))
     for kernel in kernels:
         kernel.write_bytes(b"")
+        os.utime(kernel, (0, 0))
     assert run(code, env=env) == tempfile.gettempdir()
     assert all(kernel.stat().st_size for kernel in kernels)
+
+
+def test_a_kernel_that_another_process_is_writing_is_left_alone(tmp_path, monkeypatch) -> None:
+    """A linker begins with an empty file, and nodes of one machine start side by side."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    try:
+        folder = use_private_folder()
+        new, old = folder / "new.so", folder / "old.so"
+        new.touch()
+        old.touch()
+        os.utime(old, (0, 0))
+        use_private_folder()
+        assert [kernel.exists() for kernel in (new, old)] == [True, False]
+    finally:
+        monkeypatch.undo()
+        use_private_folder()
