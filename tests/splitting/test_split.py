@@ -631,7 +631,7 @@ def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that every user may enter, for tests that drop root's rights."""
     # Commands that ran in this process before have set it to a folder of their own user.
     monkeypatch.setattr(tempfile, "tempdir", None)
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # TMPDIR of a worker is a folder of its own user too
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
