@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".txt")
 # Seconds from which a test is slow, on two idle cores; with them the default takes about six minutes there. From the
 # second number on, the quickest of a file is slow too.
-SLOW_S = 2.0
+SLOW_S = 1.5
 VERY_SLOW_S = 6.0
 
 
