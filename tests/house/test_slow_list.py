@@ -19,6 +19,6 @@ def test_each_listed_test_exists() -> None:
 
 
 def test_a_file_of_slow_tests_keeps_the_quickest() -> None:
-    """Only tests of three seconds or more are left out, and each file keeps its quickest test."""
+    """Only tests of 1.5 seconds or more are left out, and each file keeps its quickest test."""
     seconds = {"a.py::one": 9.0, "a.py::two": 4.0, "b.py::one": 1.5, "b.py::two": 1.4, "c.py::one": 7.0}
     assert choose(seconds) == ["a.py::one", "b.py::one", "c.py::one"]
