@@ -1,9 +1,11 @@
-"""Checks that the threads a command needs can be started: the libraries below abort or hang if theirs cannot be."""
+"""The start and the end of threads: the libraries below abort or hang if theirs cannot be started, or end too late."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
+from pathlib import Path
 
 from shardhub.shortage import shortage
 
@@ -12,6 +14,8 @@ _STACK_BYTES = 256 << 10
 # gRPC, MLX and OpenBLAS start threads for each core, up to a limit; the rest are for the event loop, the engine and
 # processes beside this one. Measured on two cores: a serving node takes 15.
 _LEAST, _FOR_A_CORE, _MOST = 16, 3, 64
+# Seconds to wait for the system to end a thread that Python has ended.
+_END_S = 5.0
 
 
 def check_threads(num: int | None = None) -> None:
@@ -43,3 +47,16 @@ def check_threads(num: int | None = None) -> None:
         done.set()
         for thread in started:
             thread.join()
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait until a thread has ended, and until the system has ended it too, on systems that report it.
+
+    Before Python 3.13 `Thread.join` returns earlier, and MLX's thread-local state is freed after that, under the
+    interpreter's lock. If the interpreter was ending by then, the process aborted: one of 200 short commands on two
+    busy cores.
+    """
+    thread.join()
+    task, deadline = Path(f"/proc/self/task/{thread.native_id}"), time.monotonic() + _END_S
+    while task.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
-from shardhub.engine.compute import ComputeThread
+from shardhub.engine.compute import ComputeThread, settle
 from shardhub.engine.jobs import Compute
 from shardhub.engine.masks import MaskTable
 from shardhub.engine.meter import Meter
@@ -43,6 +43,9 @@ from shardhub.protocol import (
 from shardhub.seldom import Seldom
 from shardhub.shard import Shard
 from shardhub.tensors import DTYPE_SIZES
+
+if TYPE_CHECKING:
+    from shardhub.model.load import LoadedStage
 
 log = logging.getLogger(__name__)
 
@@ -145,21 +148,20 @@ class Engine:
         Raises:
             ShardhubError: As `load_stage`.
         """
-        # Whoever runs stages without a model loads no MLX.
-        from shardhub.engine.model_stage import ModelStage, warm_up
-        from shardhub.model.load import LoadedStage, load_stage
-        from shardhub.model.memory import release_unused, settle
-
         engine: Engine | None = None
 
         def expire() -> None:
             if engine is not None:
                 engine.expire()
 
-        compute = ComputeThread(idle=expire, after=settle)
+        # Whoever runs stages without a model loads no MLX. The compute thread imports it: a thread keeps the state of
+        # the functions that modules compile, and only the end of this thread is waited for.
+        def load() -> tuple[LoadedStage, RunnableStage, Callable[[], None]]:
+            from shardhub.engine.model_stage import ModelStage
+            from shardhub.model.load import load_stage
+            from shardhub.model.memory import release_unused
 
-        def load() -> LoadedStage:
-            return load_stage(
+            loaded = load_stage(
                 shards,
                 context=settings.context,
                 budget_bytes=settings.budget_bytes,
@@ -167,14 +169,21 @@ class Engine:
                 may_be_less=settings.may_be_less,
                 progress=progress,
             )
+            return loaded, ModelStage(loaded), release_unused
 
+        def warm_up(loaded: LoadedStage, max_rows: int) -> None:
+            from shardhub.engine import model_stage
+
+            model_stage.warm_up(loaded.stage, loaded.trial, max_rows=max_rows)
+
+        compute = ComputeThread(idle=expire, after=settle)
         try:
-            loaded = compute.control(load).result()
+            loaded, stage, release = compute.control(load).result()
             largest = message_bytes(shards, context=loaded.context, max_chunk=settings.max_chunk)
-            engine = cls(compute, ModelStage(loaded), settings, largest, release=release_unused)
+            engine = cls(compute, stage, settings, largest, release=release)
             progress("warming up")
             max_rows = engine.limits.max_rows
-            compute.control(lambda: warm_up(loaded.stage, loaded.trial, max_rows=max_rows)).result()
+            compute.control(lambda: warm_up(loaded, max_rows)).result()
         except BaseException:
             compute.close()
             raise

@@ -30,8 +30,6 @@ _SHARE_OF_LIMIT = 0.9
 # Measured on two cores with stages of 0.17 to 0.30 GB: 60 to 100 MB.
 _BESIDE_BYTES = 128 << 20
 _PLAIN = "Leave out `kv_bits`, or try another `kv_group_size`."
-# An allocation above the sizes that glibc serves from its small bins.
-_NOT_SMALL_BYTES = 8192
 # A window's cache holds the window and the incoming chunk; no chunk is larger than this.
 _LARGEST_CHUNK = 512
 
@@ -59,15 +57,6 @@ def release_unused() -> None:
     if platform.system() == "Linux":
         with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def settle() -> None:
-    """Have the allocator sort what a step freed, while no caller waits for this thread.
-
-    glibc does so at the next allocation that is not small. For the thousands of pieces that a step's graph leaves, this
-    took 1.5 ms of the next step.
-    """
-    bytearray(_NOT_SMALL_BYTES)
 
 
 def kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:

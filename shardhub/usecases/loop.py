@@ -12,6 +12,8 @@ from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, TypeVar
 
+from shardhub.threads import join
+
 T = TypeVar("T")
 
 _POLL_S = 0.2  # how quickly the main thread sees a signal while it waits
@@ -48,7 +50,7 @@ class LoopThread:
             finished = asyncio.run_coroutine_threadsafe(finish(), self._loop)
         self.result_of(finished)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        join(self._thread)
         self._loop.close()
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:

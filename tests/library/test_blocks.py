@@ -166,6 +166,36 @@ def test_process_ends_well_though_its_blocks_were_never_left(pipeline: str) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# A program that serves a pipeline, runs another one in this process, and prints which threads loaded code of MLX.
+LOADING = """
+import json, sys, threading
+
+class Loads:
+    def find_spec(self, name, path, target=None):
+        if name.startswith(("mlx.", "mlx_lm.")):
+            threads.add(threading.current_thread().name)
+
+threads = set()
+sys.meta_path.insert(0, Loads())
+import shardhub
+
+with shardhub.serve(sys.argv[2]) if sys.argv[2:] else shardhub.open_head(sys.argv[1]):
+    pass
+print(json.dumps(sorted(threads)))
+"""
+
+
+@pytest.mark.parametrize("is_node", [False, True], ids=["head", "node"])
+def test_only_threads_that_are_waited_for_load_mlx(pipeline: str, is_node: bool) -> None:
+    """No executor's thread loads MLX: it keeps state whose end aborts a process that is ending."""
+    shards = [str(cut.shard_folder(read_pipeline(Path(pipeline)), 0))] if is_node else []
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, pipeline, *shards], capture_output=True, text=True, check=True, timeout=240
+    )
+    assert "shardhub-compute" in json.loads(done.stdout)
+    assert set(json.loads(done.stdout)) <= {"shardhub-compute", "shardhub-loop", "MainThread"}
+
+
 # A program that ends its gateway while a whole answer and a stream are in progress, and prints what the clients got.
 CUT_SHORT = """
 import json, sys, threading, urllib.error, urllib.request
