@@ -36,8 +36,9 @@ CASES: dict[str, tuple[Quantisation, dict[str, Any]]] = {
         {"quant_predicate": "mixed_3_6", "q_group_size": 64},
     ),
 }
-# Plain, experts to be stacked, fp8 with scales, upstream's own predicate and a text model nested in its config.
-MODELS = ("llama", "mixtral", "deepseek_v3_fp8", "qwen2_moe", "qwen3_5", "gemma3", "falcon_h1")
+# Experts to be stacked, fp8 with scales, modules to which upstream's own predicate gives other bits, a nested
+# configuration, weights that are multiplied.
+MODELS = ("mixtral", "deepseek_v3_fp8", "qwen2_moe", "qwen3_5", "gemma3", "falcon_h1")
 NUM_LAYERS = originals.NUM_LAYERS
 
 
@@ -75,8 +76,17 @@ class _Watched:
         self._source.read_into(start, buffer)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", variants(MODELS, num_default=2))
+@pytest.mark.parametrize(
+    ("name", "case"),
+    variants(
+        [
+            *(("llama", case) for case in CASES),
+            *(("mixtral", "affine 4"), ("deepseek_v3_fp8", "mxfp4"), ("qwen2_moe", "mixed")),
+            *((name, case) for name in MODELS for case in CASES),
+        ],
+        num_default=len(CASES) + 3,
+    ),
+)
 def test_tensors_are_those_of_upstreams_converter(name: str, case: str, tmp_path: Path) -> None:
     """Names, dtypes, shapes and bytes of every tensor, and the record in config.json."""
     model = originals.write(name, tmp_path / "model", dtype=mx.bfloat16)
