@@ -19,12 +19,13 @@ from shardhub.model.arrays import from_raw, to_raw
 from shardhub.model.build import spec_of
 from shardhub.model.conversion import Conversion
 from shardhub.model.quantiser import Quantiser
-from shardhub.tensors import RawTensor
+from shardhub.splitting.weight_copy import check_finite
+from shardhub.tensors import RawTensor, TensorSpec
 
 _CONVERT_FIRST = "Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER -q"
 
 
-def quantise(checkpoint: Checkpoint, quantisation: Quantisation) -> Checkpoint:
+def quantise(checkpoint: Checkpoint, quantisation: Quantisation, *, check_weights: bool = False) -> Checkpoint:
     """The checkpoint that mlx_lm.convert would write, decided from headers; its tensors are computed as they are read.
 
     A layer's tensors are computed together, so its floats and its result are in memory at once. Whoever reads must stay
@@ -33,6 +34,7 @@ def quantise(checkpoint: Checkpoint, quantisation: Quantisation) -> Checkpoint:
     Args:
         checkpoint: A checkpoint of floats.
         quantisation: How to quantise it.
+        check_weights: Whether to check the floats for NaN and infinity as they are read: quantising hides them.
 
     Raises:
         UnsupportedModel: It is quantised already, or cannot be quantised that way.
@@ -46,7 +48,7 @@ def quantise(checkpoint: Checkpoint, quantisation: Quantisation) -> Checkpoint:
             hint=_CONVERT_FIRST,
         )
     files = quantiser.headers()
-    computing = _Computing(checkpoint, quantiser, files)
+    computing = _Computing(checkpoint, quantiser, files, check_weights=check_weights)
     return replace(
         checkpoint.with_config(quantiser.config),
         files=files,
@@ -65,10 +67,14 @@ class _Computing:
         checkpoint: The checkpoint of floats.
         quantiser: What is made of it.
         files: The headers of what is made.
+        check_weights: As `quantise`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, quantiser: Quantiser, files: Mapping[str, Header]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, quantiser: Quantiser, files: Mapping[str, Header], *, check_weights: bool
+    ) -> None:
         self._checkpoint = checkpoint
+        self._check_weights = check_weights
         self._quantiser = quantiser
         self._files = files
         # The file of the tensors in memory, and those that have not been read yet.
@@ -110,7 +116,10 @@ class _Computing:
                     if tensors[name].start != run_stop:
                         run_stop = _run_stop([tensors[other] for other in members[index:]])
                         source.read_ahead(tensors[name].start, run_stop)
-                    arrays[name] = _read(source, tensors[name])
+                    data = _read(source, tensors[name])
+                    if self._check_weights:
+                        check_finite(name, tensors[name], 0, data)
+                    arrays[name] = _array(tensors[name].spec, data)
         return arrays
 
 
@@ -155,14 +164,19 @@ def read_arrays(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, mx.
     for file, group in groupby(ordered, key=lambda name: checkpoint.tensors[name].file):
         with closing(checkpoint.open_file(file)) as source:
             for name in group:
-                arrays[name] = _read(source, checkpoint.tensors[name])
+                tensor = checkpoint.tensors[name]
+                arrays[name] = _array(tensor.spec, _read(source, tensor))
     return arrays
 
 
-def _read(source: ByteSource, tensor: StoredTensor) -> mx.array:
+def _read(source: ByteSource, tensor: StoredTensor) -> memoryview:
     data = memoryview(bytearray(tensor.stop - tensor.start))
     source.read_into(tensor.start, data)
-    return from_raw(RawTensor(dtype=tensor.spec.dtype, shape=tensor.spec.shape, data=data))
+    return data
+
+
+def _array(spec: TensorSpec, data: memoryview) -> mx.array:
+    return from_raw(RawTensor(dtype=spec.dtype, shape=spec.shape, data=data))
 
 
 def _run_stop(tensors: list[StoredTensor]) -> int:

@@ -56,6 +56,7 @@ def open_model(
     ignore_code: bool = False,
     ignore_fields: Collection[str] | None = (),
     quantisation: Quantisation | None = None,
+    check_weights: bool = False,
     context: int | None = None,
     watcher: Watcher = SILENT,
 ) -> Model:
@@ -66,6 +67,7 @@ def open_model(
         ignore_code: Accept a model with code of its own, without that code.
         ignore_fields: Ignored fields of config.json that change numbers and that mlx-lm never reads; None ignores all.
         quantisation: How its weights are quantised when they are read; None takes them as they are.
+        check_weights: Whether weights that are quantised are checked for NaN and infinity as they are read.
         context: Positions of a session, for fields that change numbers only in longer texts; see `default_context`.
         watcher: Notified of facts a reader of a plan should know, and of waits.
 
@@ -88,7 +90,9 @@ def open_model(
         checkpoint, source, name = remote.checkpoint, remote.source, place.repo
     checkpoint = _without_code(_reported(checkpoint, watcher), ignore_code=ignore_code)
     model = _translated(checkpoint, source, model_name(name), ignore_fields, context, watcher)
-    return model if quantisation is None else _quantised(model, quantisation, watcher)
+    if quantisation is None:
+        return model
+    return _quantised(model, quantisation, check_weights=check_weights, watcher=watcher)
 
 
 def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
@@ -257,13 +261,13 @@ def _translated(
     return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))
 
 
-def _quantised(model: Model, quantisation: Quantisation, watcher: Watcher) -> Model:
+def _quantised(model: Model, quantisation: Quantisation, *, check_weights: bool, watcher: Watcher) -> Model:
     """Return a model whose weights are quantised when they are read.
 
     Raises:
         UnsupportedModel: It is quantised already, or cannot be quantised that way.
     """
-    checkpoint = quantised_checkpoint(model.checkpoint, quantisation)
+    checkpoint = quantised_checkpoint(model.checkpoint, quantisation, check_weights=check_weights)
     record = quantisation.record
     for text in checkpoint.notes:
         watcher.note(f"note: {text}")
@@ -279,12 +283,14 @@ def _quantised(model: Model, quantisation: Quantisation, watcher: Watcher) -> Mo
     )
 
 
-def quantised_checkpoint(checkpoint: Checkpoint, quantisation: Quantisation) -> Checkpoint:
+def quantised_checkpoint(
+    checkpoint: Checkpoint, quantisation: Quantisation, *, check_weights: bool = False
+) -> Checkpoint:
     """Return a checkpoint whose tensors are quantised when they are read; see `model.quantised.quantise`."""
     with needs_mlx("nothing can be quantised"):
         from shardhub.model.quantised import quantise
 
-    return quantise(checkpoint, quantisation)
+    return quantise(checkpoint, quantisation, check_weights=check_weights)
 
 
 @contextmanager

@@ -135,6 +135,7 @@ class Push:
             ignore_code=settings.ignore_code,
             ignore_fields=settings.ignore_fields,
             quantisation=settings.quantisation,
+            check_weights=settings.check_weights,
             context=cut.context,
             watcher=watcher,
         )

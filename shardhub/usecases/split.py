@@ -107,6 +107,7 @@ def split(
         ignore_code=settings.ignore_code,
         ignore_fields=settings.ignore_fields,
         quantisation=settings.quantisation,
+        check_weights=settings.check_weights,
         context=cut.context,
         watcher=watcher,
     )
