@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +25,9 @@ from shardhub.model.build import Blueprint, first_line, instantiate, layer_of_te
 from shardhub.model.conversion import Conversion
 from shardhub.model.tracing import trace
 from shardhub.upstream.mlx_lm_code import mixed_predicate, quantize
+
+if TYPE_CHECKING:
+    from shardhub.upstream.mlx_lm_code import Predicate
 
 # Values of config.json's dtype to which mlx_lm.convert casts. Source: mlx_lm/convert.py, MODEL_CONVERSION_DTYPES.
 _CAST_TO = ("float16", "bfloat16", "float32")
@@ -123,18 +126,20 @@ class Quantiser:
         Returns:
             Their tensors by final name, and the config that records how they were quantised.
         """
-        cast = {name: self._cast(name, array) for name, array in floats.items()}
-        modules, rest = [], dict(cast)
+        rest = {name: self._cast(name, array) for name, array in floats.items()}
+        modules = []
         for path, leaf in self._leaves.items():
             names = [f"{path}.{name}" for name, _ in tree_flatten(leaf.parameters())]
-            if names and names[0] in cast:
+            if names and names[0] in rest:
                 module = copy.copy(leaf)
                 module.update(tree_unflatten([(name.removeprefix(f"{path}."), rest.pop(name)) for name in names]))
                 modules.append((path, module))
+        if not modules:  # a parameter of a module that has others inside
+            return rest, {}
         part = nn.Module()
         for name, branch in tree_unflatten(modules).items():
             part[name] = branch
-        config = self._quantise(part) if modules else {}
+        config = self._quantise(part)
         return dict(tree_flatten(part.parameters())) | rest, config
 
     def _quantise(self, part: nn.Module) -> dict[str, Any]:
@@ -157,11 +162,9 @@ class Quantiser:
             return array
         return array.astype(self._dtype)
 
-    def _choose_predicate(self) -> Callable[[str, nn.Module], bool | dict[str, Any]] | None:
+    def _choose_predicate(self) -> Predicate | None:
         if (recipe := self._quantisation.recipe) is None:
-            own: Callable[[str, nn.Module], bool | dict[str, Any]] | None = getattr(
-                self._model, "quant_predicate", None
-            )
+            own: Predicate | None = getattr(self._model, "quant_predicate", None)
             return own
         try:
             return mixed_predicate(recipe, self._model, self._quantisation.group_size)
