@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shardhub.chain.settings import (
         Recovery,
     )
+    from shardhub.checkpoint.quantisation import Quantisation
     from shardhub.errors import (
         AccessError,
         AddressError,
@@ -194,6 +195,7 @@ __all__ = [
     "PublishSettings",
     "PullSettings",
     "Pulled",
+    "Quantisation",
     "Recovery",
     "ReferenceRecord",
     "ReferenceSettings",
@@ -245,6 +247,7 @@ __all__ = [
 
 # Where each name is defined: the module under shardhub, and the name there if it differs.
 _HOMES: dict[str, tuple[str, ...]] = {
+    "checkpoint.quantisation": ("Quantisation",),
     "usecases.bench": ("BenchLevel", "BenchReport", "BenchSettings", "bench"),
     "usecases.live_status": ("LiveStatus", "StatusSettings", "live_status"),
     "usecases.open_gateway": ("GatewayFacts", "RunningGateway", "open_gateway"),

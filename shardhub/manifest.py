@@ -93,16 +93,40 @@ class Document(BaseModel):
         return {name: entry for name, entry in value.items() if entry or name not in self.omitted_when_empty}
 
 
+class Quantization(Document):
+    """Default quantisation of a checkpoint; individual tensors may differ (config.json has the details)."""
+
+    bits: Annotated[int, Field(ge=1, le=16)]
+    group_size: Annotated[int, Field(ge=1, le=65_536)]
+    mode: Annotated[str, Field(max_length=32)]
+
+
+class SourceQuantization(Quantization):
+    """How a source's weights were quantised while it was split.
+
+    Attributes:
+        recipe: mlx-lm's recipe of mixed bits; None if every module has the same.
+    """
+
+    omitted_when_empty = ("recipe",)
+
+    recipe: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+
+
 class Source(Document):
     """Where the weights come from.
 
     Attributes:
         repo: Hub id of the source model; None for a folder on disk.
         commit: Its commit; None for a folder.
+        quantized: How its weights were quantised while it was split; None if they were not.
     """
+
+    omitted_when_empty = ("quantized",)
 
     repo: Repo | None
     commit: Commit | None
+    quantized: SourceQuantization | None = None
 
 
 class WeightFile(Document):
@@ -171,14 +195,6 @@ class Crossing(Document):
     def is_number(self) -> bool:
         """Whether it is a number that steers the forward on the host."""
         return not self.shape and self.dtype in ("I64", "F64")
-
-
-class Quantization(Document):
-    """Default quantisation of a checkpoint; individual tensors may differ (config.json has the details)."""
-
-    bits: Annotated[int, Field(ge=1, le=16)]
-    group_size: Annotated[int, Field(ge=1, le=65_536)]
-    mode: Annotated[str, Field(max_length=32)]
 
 
 class Stage(Document):

@@ -22,6 +22,7 @@ from shardhub.manifest import (
     RepoLocation,
     ShardHint,
     Source,
+    SourceQuantization,
     Stage,
     StageEntry,
     WeightFile,
@@ -247,6 +248,18 @@ def test_ignored_fields_are_left_out_where_there_are_none() -> None:
         decode_identified(Manifest, canonical(_with(_manifest(), "ignored_fields", [])), where="x")
 
 
+def test_quantisation_of_the_source_is_left_out_where_there_is_none() -> None:
+    """A stage that was copied has the bytes it had before any was quantised; the others say how."""
+    plain = decode(Stage, json.dumps(_stage()).encode(), where="x")
+    assert b"quantized" not in encode(plain)
+    record = {"bits": 4, "group_size": 64, "mode": "affine"}
+    named = decode(Stage, json.dumps(_with(_stage(), "source.quantized", record)).encode(), where="x")
+    assert named.source.quantized == SourceQuantization(bits=4, group_size=64, mode="affine")
+    assert decode_identified(Stage, encode(named), where="x") == named
+    assert b"recipe" not in encode(named)
+    assert named.digest != plain.digest
+
+
 def test_config_digest_is_of_the_content() -> None:
     """The digest ignores layout, key order and our own block, and depends on each value, infinite ones too."""
     config = {"b": 1, "a": [float("inf"), 0.1], "text": "ü"}
@@ -306,6 +319,11 @@ BAD_STAGES: dict[str, tuple[str, Any]] = {
     "crossing of nine dimensions": ("crossings_in.0.shape", ["B"] * 9),
     "bits 0": ("quantization.bits", 0),
     "bits 400": ("quantization.bits", 400),
+    "quantised without a mode": ("source.quantized", {"bits": 4, "group_size": 64}),
+    "quantised by a recipe without a name": (
+        "source.quantized",
+        {"bits": 4, "group_size": 64, "mode": "affine", "recipe": ""},
+    ),
 }
 
 BAD_MANIFESTS: dict[str, tuple[str, Any]] = {

@@ -52,6 +52,7 @@ class Checkpoint:
         own_code: Files and fields that hold or name code of its own, which is never run.
         made: Contents, by name, of small files that a pipeline carries in place of the folder's.
         left_out: Small files that a pipeline does not carry.
+        is_virtual: Whether its weight files exist only while they are read, because their tensors are computed then.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Checkpoint:
     ignored_fields: tuple[str, ...] = ()
     made: Mapping[str, bytes] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    is_virtual: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -18,6 +18,7 @@ from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
 
 if TYPE_CHECKING:
+    from shardhub.checkpoint.quantisation import Quantisation
     from shardhub.usecases.answer import Sampling
     from shardhub.usecases.cut import Cut
     from shardhub.usecases.parity import ParitySettings
@@ -141,6 +142,49 @@ class CutFlags:
             machines=tuple(self.machine or ()),
             plan=self.plan,
             context=self.context,
+        )
+
+
+@flags("Quantising a model of floats on the way (as mlx_lm.convert does)")
+class QuantiseFlags:
+    """How a model's weights are quantised while it is split."""
+
+    q_bits: Annotated[
+        int | None,
+        typer.Option("--q-bits", help="Bits per weight: 2, 3, 4, 5, 6 or 8; by default the mode's own, 4 for affine."),
+    ] = None
+    q_group_size: Annotated[
+        int | None,
+        typer.Option(
+            "--q-group-size",
+            help="Number of weights that share a scale; by default the mode's own, 64 for affine.",
+        ),
+    ] = None
+    q_mode: Annotated[
+        str | None,
+        typer.Option("--q-mode", help="Mode: affine (the default), mxfp4, nvfp4 or mxfp8.", metavar="MODE"),
+    ] = None
+    q_recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--q-recipe",
+            help="Recipe of mixed bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6; it decides each module's bits.",
+            metavar="RECIPE",
+        ),
+    ] = None
+
+    def quantisation(self) -> Quantisation | None:
+        """How to quantise; None if none of these options is given.
+
+        Raises:
+            UsageError: They cannot be combined.
+        """
+        from shardhub.checkpoint.quantisation import Quantisation
+
+        if (self.q_bits, self.q_group_size, self.q_mode, self.q_recipe) == (None, None, None, None):
+            return None
+        return Quantisation(
+            bits=self.q_bits, group_size=self.q_group_size, mode=self.q_mode or "affine", recipe=self.q_recipe
         )
 
 

@@ -19,12 +19,16 @@ FLAGS = {
     )
 } | {
     "assume_yes": "--yes",
+    "bits": "--q-bits",
+    "group_size": "--q-group-size",
     "ignore_fields": "--ignore-field",
     "keys": "--api-key-file",
     "machines": "--machine",
+    "mode": "--q-mode",
     "nodes": "--node",
     "num_prompt": "--prompt-tokens",
     "num_tokens": "--tokens",
+    "recipe": "--q-recipe",
 }
 _SETTING = re.compile(r"`([a-z_]+)`")
 

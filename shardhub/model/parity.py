@@ -18,6 +18,7 @@ from shardhub.model.anatomy import Anatomy
 from shardhub.model.build import Blueprint, instantiate, sanitize
 from shardhub.model.lazily import forward, make_cache
 from shardhub.model.proof import StageCut
+from shardhub.model.quantised import read_arrays
 from shardhub.model.sampling import draw_key, sample
 from shardhub.model.stage import Stage, cache_arrays
 from shardhub.parameters import SamplingParameters
@@ -62,6 +63,8 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
 
     Tensors that are not copied unchanged come from upstream's own sanitize, as when mlx-lm loads the model.
 
+    Those of a checkpoint that is quantised while it is read are computed now, and all of them are in memory.
+
     Args:
         checkpoint: A checkpoint in a folder on this disk.
         contents: The contents of the model.
@@ -69,6 +72,9 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
     Raises:
         WeightFileError: A file is malformed or changed since its header was read; MLX read none of its bytes.
     """
+    if checkpoint.is_virtual:
+        arrays = read_arrays(checkpoint, set(contents.stored_names.values()))
+        return {final: arrays[name] for final, name in contents.stored_names.items()}
     stored: dict[str, mx.array] = {}
     for name, known in checkpoint.files.items():
         path = checkpoint.folder / name

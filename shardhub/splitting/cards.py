@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from shardhub.manifest import Manifest, Proof, ShardHint, Stage
+from shardhub.checkpoint.quantisation import quantisation_text
+from shardhub.manifest import Manifest, Proof, ShardHint, Source, Stage
 from shardhub.naming import PICTURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.resources import resource
@@ -97,7 +98,7 @@ def shard_card(
         "shard.md.j2",
         numbers=parity_line(numbers),
         inexact=hint.inexact,
-        weights=_weights_text(num_computed),
+        weights=_weights_text(stage.source, num_computed),
         on_hub=on_hub,
         name=stages[hint.index].name,
         index=hint.index,
@@ -156,7 +157,7 @@ def pipeline_card(
         proof=proof,
         numbers=parity_line(numbers),
         inexact=manifest.inexact,
-        weights=_weights_text(num_computed),
+        weights=_weights_text(manifest.source, num_computed),
         ignored_fields=manifest.ignored_fields,
         picture=PICTURE_FILE,
         on_hub=on_hub,
@@ -209,7 +210,12 @@ def _render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def _weights_text(num_computed: int) -> str:
+def _weights_text(source: Source, num_computed: int) -> str:
+    if source.quantized is not None:
+        return (
+            "The weights are the source's, quantised while it was split as `mlx_lm.convert` does "
+            f"({quantisation_text(source.quantized)})"
+        )
     text = "The weights are those of the source, byte for byte"
     if not num_computed:
         return text

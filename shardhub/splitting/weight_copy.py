@@ -143,7 +143,7 @@ class Copier:
                 read(at, piece)
                 if self._check_weights:
                     # Tensors are ordered by dtype size and buffers are multiples of it, so no element is split.
-                    _check_finite(name, tensor, at, piece)
+                    check_finite(name, tensor, at, piece)
                 at, used = at + count, used + count
         yield buffer[:used]
 
@@ -187,7 +187,18 @@ def _from(data: memoryview) -> Callable[[int, memoryview], None]:
     return read
 
 
-def _check_finite(name: str, tensor: StoredTensor | ComputedTensor, at: int, piece: memoryview) -> None:
+def check_finite(name: str, tensor: StoredTensor | ComputedTensor, at: int, piece: memoryview) -> None:
+    """Check a piece of a tensor for NaN and infinity.
+
+    Args:
+        name: The tensor's name, for the message.
+        tensor: The tensor.
+        at: Where the piece starts, in bytes of the tensor.
+        piece: Whole elements of it.
+
+    Raises:
+        NonFiniteWeights: A value is NaN or infinite.
+    """
     spec = tensor.spec
     offset = first_nonfinite(spec.dtype, piece)
     if offset is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.costs import model_costs
-from shardhub.errors import PlanError, UnsupportedModel, UsageError
+from shardhub.errors import PlanError, UnsupportedModel
 from shardhub.memory_limits import installed_memory
 from shardhub.planning.borders import Borders, CutFacts, crossing_text
 from shardhub.planning.cutting import cut_at, cut_evenly
@@ -22,6 +22,7 @@ from shardhub.planning.table import format_table, plan_table
 from shardhub.setting_checks import check_settings
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.tensors import TensorSpec
+from shardhub.usecases.needs_mlx import needs_mlx
 from shardhub.usecases.sizes import default_context
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -154,14 +155,8 @@ def load_dissection() -> type[Dissection]:
     Raises:
         UsageError: MLX cannot be imported on this machine.
     """
-    try:
+    with needs_mlx("cuts cannot be checked or proven"):
         from shardhub.model.dissection import Dissection
-    except ImportError as error:
-        raise UsageError(
-            "MLX cannot be imported here, so cuts cannot be checked or proven.",
-            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}.",
-            hint="Run `shardhub doctor`.",
-        ) from error
     return Dissection
 
 

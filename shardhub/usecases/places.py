@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.checkpoint.quantisation import Quantisation, quantisation_text
 from shardhub.checkpoint.unread_fields import is_named, read_fields
 from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
@@ -20,7 +21,9 @@ from shardhub.hub.source import open_remote_checkpoint
 from shardhub.manifest import RepoLocation, Source
 from shardhub.naming import model_name
 from shardhub.shard import Pipeline, Shard, read_shard
+from shardhub.sizes import size_text
 from shardhub.usecases.forwarding import bytes_of
+from shardhub.usecases.needs_mlx import needs_mlx
 from shardhub.usecases.sizes import default_context, parse_memory
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -52,6 +55,8 @@ def open_model(
     *,
     ignore_code: bool = False,
     ignore_fields: Collection[str] | None = (),
+    quantisation: Quantisation | None = None,
+    check_weights: bool = False,
     context: int | None = None,
     watcher: Watcher = SILENT,
 ) -> Model:
@@ -61,28 +66,33 @@ def open_model(
         text: Its folder or id.
         ignore_code: Accept a model with code of its own, without that code.
         ignore_fields: Ignored fields of config.json that change numbers and that mlx-lm never reads; None ignores all.
+        quantisation: How its weights are quantised when they are read; None takes them as they are.
+        check_weights: Whether weights that are quantised are checked for NaN and infinity as they are read.
         context: Positions of a session, for fields that change numbers only in longer texts; see `default_context`.
         watcher: Notified of facts a reader of a plan should know, and of waits.
 
     Raises:
         UsageError: The name is neither a model folder nor a Hub model.
-        UnsupportedModel: The model has code of its own, or fields that mlx-lm never reads.
+        UnsupportedModel: The model has code of its own, or fields that mlx-lm never reads, or cannot be quantised.
         As `open_checkpoint` and `open_remote_checkpoint`.
     """
     place = parse_reference(text)
     if isinstance(place, Path):
-        checkpoint = _without_code(_reported(open_checkpoint(place), watcher), ignore_code=ignore_code)
-        source = Source(repo=None, commit=None)
-        return _translated(checkpoint, source, model_name(str(place.resolve())), ignore_fields, context, watcher)
-    try:
-        with _no_folder(place):
-            remote = open_remote_checkpoint(
-                hub(), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
-            )
-    finally:
-        watcher.doing("")
-    checkpoint = _without_code(_reported(remote.checkpoint, watcher), ignore_code=ignore_code)
-    return _translated(checkpoint, remote.source, model_name(place.repo), ignore_fields, context, watcher)
+        checkpoint, source, name = open_checkpoint(place), Source(repo=None, commit=None), str(place.resolve())
+    else:
+        try:
+            with _no_folder(place):
+                remote = open_remote_checkpoint(
+                    hub(), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
+                )
+        finally:
+            watcher.doing("")
+        checkpoint, source, name = remote.checkpoint, remote.source, place.repo
+    checkpoint = _without_code(_reported(checkpoint, watcher), ignore_code=ignore_code)
+    model = _translated(checkpoint, source, model_name(name), ignore_fields, context, watcher)
+    if quantisation is None:
+        return model
+    return _quantised(model, quantisation, check_weights=check_weights, watcher=watcher)
 
 
 def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
@@ -249,6 +259,38 @@ def _translated(
     for text in notes:
         watcher.note(f"note: {text}")
     return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))
+
+
+def _quantised(model: Model, quantisation: Quantisation, *, check_weights: bool, watcher: Watcher) -> Model:
+    """Return a model whose weights are quantised when they are read.
+
+    Raises:
+        UnsupportedModel: It is quantised already, or cannot be quantised that way.
+    """
+    checkpoint = quantised_checkpoint(model.checkpoint, quantisation, check_weights=check_weights)
+    record = quantisation.record
+    for text in checkpoint.notes:
+        watcher.note(f"note: {text}")
+    watcher.note(
+        f"quantised while it is read ({quantisation_text(record)}): {size_text(model.checkpoint.size_bytes)} become "
+        f"{size_text(checkpoint.size_bytes)}"
+    )
+    return replace(
+        model,
+        checkpoint=checkpoint,
+        source=model.source.model_copy(update={"quantized": record}),
+        notes=(*model.notes, *checkpoint.notes),
+    )
+
+
+def quantised_checkpoint(
+    checkpoint: Checkpoint, quantisation: Quantisation, *, check_weights: bool = False
+) -> Checkpoint:
+    """Return a checkpoint whose tensors are quantised when they are read; see `model.quantised.quantise`."""
+    with needs_mlx("nothing can be quantised"):
+        from shardhub.model.quantised import quantise
+
+    return quantise(checkpoint, quantisation, check_weights=check_weights)
 
 
 @contextmanager

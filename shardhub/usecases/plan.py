@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError
 from shardhub.planning.plan import StagePlan
 from shardhub.planning.table import StageRow, plan_table
@@ -26,11 +27,13 @@ class PlanSettings:
         proof: Whether to find where the model can be cut, and to prove the plan.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        quantisation: How the weights are quantised while they are split; None plans for them as they are.
     """
 
     proof: bool = True
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -104,6 +107,7 @@ def plan(
         model,
         ignore_code=settings.ignore_code,
         ignore_fields=settings.ignore_fields,
+        quantisation=settings.quantisation,
         context=cut.context,
         watcher=watcher,
     )

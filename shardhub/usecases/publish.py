@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
@@ -54,6 +55,7 @@ class PublishSettings:
         sign_key: File of the key that signs the manifest.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        quantisation: How the weights are quantised while they are split; None splits them as they are.
         client_bars: Let the Hub's client draw progress bars on stderr while a file is uploaded.
     """
 
@@ -68,6 +70,7 @@ class PublishSettings:
     sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    quantisation: Quantisation | None = None
     client_bars: bool = False
 
     def __post_init__(self) -> None:
@@ -131,6 +134,8 @@ class Push:
             model,
             ignore_code=settings.ignore_code,
             ignore_fields=settings.ignore_fields,
+            quantisation=settings.quantisation,
+            check_weights=settings.check_weights,
             context=cut.context,
             watcher=watcher,
         )

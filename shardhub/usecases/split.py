@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.naming import check_is_text, check_model_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.setting_checks import check_argument, check_settings
@@ -33,6 +34,7 @@ class SplitSettings:
         sign_key: File of the key that signs the manifest.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        quantisation: How the weights are quantised while they are split; None splits them as they are.
     """
 
     only: int | None = None
@@ -42,6 +44,7 @@ class SplitSettings:
     sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -103,6 +106,8 @@ def split(
         model,
         ignore_code=settings.ignore_code,
         ignore_fields=settings.ignore_fields,
+        quantisation=settings.quantisation,
+        check_weights=settings.check_weights,
         context=cut.context,
         watcher=watcher,
     )
@@ -120,10 +125,8 @@ def split(
         only=settings.only,
         check_weights=settings.check_weights,
     )
-    watcher.note(
-        f"reading {size_text(ahead.read_bytes)} from {model}, writing {size_text(ahead.write_bytes)} to {out} "
-        f"({size_text(ahead.free_bytes)} free)"
-    )
+    reading = f"quantising {model}" if checkpoint.is_virtual else f"reading {size_text(ahead.read_bytes)} from {model}"
+    watcher.note(f"{reading}, writing {size_text(ahead.write_bytes)} to {out} ({size_text(ahead.free_bytes)} free)")
     numbers, recorded = UNMEASURED, None
     if ahead.pipeline.exists():
         numbers, recorded = known_numbers(ahead.pipeline)
@@ -153,7 +156,7 @@ def split(
         numbers=numbers,
         inexact=inexact,
         signer=signer,
-        progress=bytes_of("copying", watcher),
+        progress=bytes_of("quantising" if checkpoint.is_virtual else "copying", watcher),
     )
     return Split(
         name=name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.checkpoint.unread_fields import read_fields
 from shardhub.errors import DigestMismatch, DoesNotFit, UsageError
 from shardhub.hub.calls import HubCalls
@@ -25,7 +26,7 @@ from shardhub.splitting.job import prepare
 from shardhub.splitting.shard_folder import disk_errors
 from shardhub.splitting.weight_copy import Copier
 from shardhub.usecases.parity import record, warn_inexact
-from shardhub.usecases.places import hub
+from shardhub.usecases.places import hub, quantised_checkpoint
 from shardhub.usecases.sizes import parse_memory
 from shardhub.usecases.verify_target import Target, open_target
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -173,9 +174,12 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
 
     manifest = target.pipeline.manifest
     checkpoint = open_checkpoint(folder).without_code()
-    if config_digest(dict(checkpoint.config)) != manifest.config_digest:
+    quantized = manifest.source.quantized
+    if quantized is not None or config_digest(dict(checkpoint.config)) != manifest.config_digest:
         # Pipelines carry the configuration as mlx-lm reads it; the earliest ones carry the source's.
         checkpoint = checkpoint.with_config(read_fields(checkpoint.config).config)
+    if quantized is not None:
+        checkpoint = quantised_checkpoint(checkpoint, Quantisation.of(quantized))
     if (actual := config_digest(dict(checkpoint.config))) != manifest.config_digest:
         raise DigestMismatch(
             f"{folder} is not the model of {target.text}.",

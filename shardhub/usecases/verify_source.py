@@ -12,6 +12,7 @@ from pathlib import Path
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.difference import Difference, find_difference
 from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
+from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
 from shardhub.setting_checks import check_settings
@@ -137,17 +138,18 @@ def verify_source(
 def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> Checkpoint:
     source = target.pipeline.manifest.source
     if settings.source_folder is not None:
-        return open_model(
-            str(Path(settings.source_folder).absolute()), ignore_code=True, ignore_fields=None, watcher=watcher
-        ).checkpoint
-    if source.repo is None:
+        model = str(Path(settings.source_folder).absolute())
+    elif source.repo is not None:
+        model = f"{source.repo}@{source.commit}"
+    else:
         raise UsageError(
             f"{target.text} was made from a folder.",
             why="Its manifest does not name a repo of the model.",
             hint="Give that folder: `source_folder` DIR",
         )
+    quantisation = None if source.quantized is None else Quantisation.of(source.quantized)
     return open_model(
-        f"{source.repo}@{source.commit}", ignore_code=True, ignore_fields=None, watcher=watcher
+        model, ignore_code=True, ignore_fields=None, quantisation=quantisation, watcher=watcher
     ).checkpoint
 
 

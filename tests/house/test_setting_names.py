@@ -49,7 +49,8 @@ def settings_of_the_library() -> set[str]:
             methods = (value for key, value in vars(public).items() if not key.startswith("_"))
             for method in filter(inspect.isfunction, methods):
                 names |= set(inspect.signature(method).parameters)
-            if public.__name__.endswith("Settings") or public in (shardhub.Cut, shardhub.Sampling):
+            others = (shardhub.Cut, shardhub.Quantisation, shardhub.Sampling)
+            if public.__name__.endswith("Settings") or public in others:
                 names |= {field.name for field in dataclasses.fields(public)}
     return names
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from huggingface_hub import HfApi
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import HubUnreachable, NotFound, ShardhubError, UnsupportedModel, UsageError, WeightFileError
 from shardhub.hub.cache import Cache
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.hub.source import RemoteModel, open_remote_checkpoint
 from shardhub.model.dissection import Dissection
+from shardhub.model.quantised import quantise, read_arrays
 from shardhub.splitting.split import ModelContents, SplitResult, StageContents, split
 from tests import weight_folders
 from tests.hub import faulty
@@ -117,6 +120,23 @@ def test_split_from_a_server_without_ranges(opened: RemoteModel, cut_in_two, net
     """A server that ignores ranges is read from the file's start each time."""
     net.when(WEIGHTS, ignore_range=True, times=1000)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
+
+
+def test_quantised_tensors_are_those_of_the_folder(opened: RemoteModel, whole_model: Path, net: faulty.Network) -> None:
+    """A model that is quantised while it is read is sent once, tensors that follow each other in one request."""
+    quantisation = Quantisation(group_size=32)
+    expected = read_arrays(local := quantise(open_checkpoint(whole_model), quantisation), local.tensors)
+    net.forget()
+    made = quantise(opened.checkpoint, quantisation)
+    assert net.fetched(WEIGHTS) == 0
+    arrays = read_arrays(made, made.tensors)
+    assert net.fetched(WEIGHTS) == opened.checkpoint.size_bytes
+    assert len([path for _, path, _ in net.requests if path.endswith(WEIGHTS)]) < len(opened.checkpoint.tensors)
+    net.when(WEIGHTS, faulty.cut(0.5), times=2)
+    again = read_arrays(made, made.tensors)
+    for name, array in expected.items():
+        assert mx.array_equal(arrays[name], array).item(), name
+        assert mx.array_equal(again[name], array).item(), name
 
 
 def test_wrong_range_is_not_taken(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:

@@ -41,19 +41,20 @@ def run(code: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(600)  # eight programs, each of which imports MLX
+@pytest.mark.timeout(600)  # nine programs, each of which imports MLX
 def test_examples_of_the_page_run_as_they_stand(folder: Path) -> None:
     """Each example is a program of its own; together they take a model to an answer and leave its folders behind."""
     outputs = [run(code, folder) for needs_hub, code in EXAMPLES if not needs_hub]
-    assert "tokens/s" in outputs[1]
-    assert "checks passed" in outputs[1]
-    assert "at this process" in outputs[2]
-    assert "2 side by side:" in outputs[4]
-    assert "decode step" in outputs[4]
-    assert "model" in outputs[4].splitlines()[-1]
-    assert "tokens: the same tokens are promised" in outputs[5]
-    assert "1000" in outputs[6]
-    assert "copying" in outputs[7]
+    assert "bytes" in outputs[1]
+    assert "tokens/s" in outputs[2]
+    assert "checks passed" in outputs[2]
+    assert "at this process" in outputs[3]
+    assert "2 side by side:" in outputs[5]
+    assert "decode step" in outputs[5]
+    assert "model" in outputs[5].splitlines()[-1]
+    assert "tokens: the same tokens are promised" in outputs[6]
+    assert "1000" in outputs[7]
+    assert "copying" in outputs[8]
 
 
 def test_examples_with_a_hub_run_as_they_stand(folder: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ NAMES = {
         "PlanSettings",
         "PublishSettings",
         "PullSettings",
+        "Quantisation",
         "Recovery",
         "ReferenceSettings",
         "Sampling",

@@ -31,6 +31,7 @@ def prepare(model: str) -> str:
     """Plan, split and publish; returns the pipeline's folder."""
     cut = shardhub.Cut(machines=("mini=16GB", "studio=64GB"), context=4096)
     made: shardhub.ModelPlan = shardhub.plan(model, cut, shardhub.PlanSettings(proof=True), WATCHER)
+    quantisation = shardhub.Quantisation(bits=4, group_size=64, mode="affine", recipe=None)
     verdict: shardhub.Verdict = made.verdict
     if verdict.error is not None:
         raise verdict.error
@@ -39,7 +40,7 @@ def prepare(model: str) -> str:
         model, Path("out"), cut, shardhub.SplitSettings(name="example", parity=parity), WATCHER
     )
     publication: shardhub.Publication = shardhub.publish(
-        model, cut, shardhub.PublishSettings(private=True, parity=parity), WATCHER
+        model, cut, shardhub.PublishSettings(private=True, parity=parity, quantisation=quantisation), WATCHER
     )
     print(publication.shards, publication.pipeline, publication.pipeline_id)
     pulled: tuple[shardhub.Pulled, ...] = shardhub.pull(

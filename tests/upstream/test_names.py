@@ -7,6 +7,7 @@ from dataclasses import fields
 import httpx2
 import mlx.core as mx
 import mlx.nn as nn
+import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from shardhub.upstream import hub_client, mlx_lm_code
@@ -55,6 +56,21 @@ def test_infinities_are_read() -> None:
     """Infinities in transformers' JSON notation are read at any depth."""
     config = {"limits": [{"__float__": "Infinity"}, 1.5]}
     assert mlx_lm_code.decode_infinities(config) == {"limits": [float("inf"), 1.5]}
+
+
+def test_models_are_quantised_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    """In place, unevaluated, with a config that records it; the converter's own line is not printed."""
+    config = tiny.config("llama")
+    model = tiny.build(config)
+    predicate = mlx_lm_code.mixed_predicate("mixed_4_6", model, 32)
+    made = mlx_lm_code.quantize(model, config, bits=4, group_size=32, mode="affine", predicate=predicate)
+    assert made["quantization"]["lm_head"] == {"bits": 6, "group_size": 32, "mode": "affine"}
+    assert made["quantization_config"] == made["quantization"]
+    assert "quantization" not in config
+    assert isinstance(model.lm_head, nn.QuantizedLinear)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="mixed"):
+        mlx_lm_code.mixed_predicate("mixed_4_6", nn.Linear(2, 2), 32)
 
 
 def test_global_scale_is_asked_of_the_class() -> None:

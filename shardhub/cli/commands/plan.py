@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CutFlags, Model, ModelFlags
+from shardhub.cli.options import CutFlags, Model, ModelFlags, QuantiseFlags
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
@@ -34,6 +34,7 @@ class ProofFlags:
 def plan(
     model: Model,
     cut: CutFlags,
+    quantising: QuantiseFlags,
     proof: ProofFlags,
     leaving: ModelFlags,
     output: Output,
@@ -47,7 +48,10 @@ def plan(
     from shardhub.usecases.plan import plan as plan_model
 
     settings = PlanSettings(
-        proof=not proof.no_proof, ignore_code=leaving.ignore_code, ignore_fields=leaving.ignore_fields
+        proof=not proof.no_proof,
+        ignore_code=leaving.ignore_code,
+        ignore_fields=leaving.ignore_fields,
+        quantisation=quantising.quantisation(),
     )
     where = cut.cut()
     made = plan_model(model, where, settings, Terminal())

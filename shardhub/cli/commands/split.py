@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags
+from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import shard_name
 
@@ -29,6 +29,7 @@ def split(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which the shards' folders are written.")],
     cut: CutFlags,
+    quantising: QuantiseFlags,
     writing: SplitFlags,
     checks: CheckFlags,
     leaving: ModelFlags,
@@ -50,6 +51,7 @@ def split(
         sign_key=checks.sign_key,
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
+        quantisation=quantising.quantisation(),
     )
     made = split_model(model, out, cut.cut(), settings, Terminal())
     if output.as_json:

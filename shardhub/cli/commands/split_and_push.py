@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, Yes
+from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, Yes
 from shardhub.cli.terminal import Terminal, note
 from shardhub.sizes import size_text
 
@@ -42,6 +42,7 @@ class PublishFlags:
 def split_and_push(
     model: Model,
     cut: CutFlags,
+    quantising: QuantiseFlags,
     publishing: PublishFlags,
     checks: CheckFlags,
     leaving: ModelFlags,
@@ -65,6 +66,7 @@ def split_and_push(
         sign_key=checks.sign_key,
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
+        quantisation=quantising.quantisation(),
         client_bars=sys.stderr.isatty(),
     )
     push = Push(model, cut.cut(), settings, Terminal())
