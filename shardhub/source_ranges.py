@@ -87,7 +87,7 @@ class SourceRanges(Document):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Assembly:
     """How a weight file is put together.
 
     Attributes:
@@ -109,7 +109,7 @@ def are_disjoint(ranges: Sequence[FileRange]) -> bool:
     return all(before.file != after.file or before.stop <= after.start for before, after in pairwise(ordered))
 
 
-def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec], where: str) -> dict[str, Recipe]:
+def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec], where: str) -> dict[str, Assembly]:
     """Parse a shard's ranges.json, and check it against the documents beside it.
 
     Args:
@@ -119,7 +119,7 @@ def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec
         where: Path or repo, for messages.
 
     Returns:
-        Recipes by the names of the weight files that it has.
+        Assemblies by the names of the weight files that it has.
 
     Raises:
         DigestMismatch: The document was made for another stage, or names another source than stage.json.
@@ -140,10 +140,10 @@ def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec
     if names != [file.name for file in stage.weight_files if file.name in set(names)]:
         raise _unfit(where, "its files are not files of the stage, each once and in the stage's order")
     files = {file.name: file for file in stage.weight_files}
-    return {file.name: _recipe(file, files[file.name], tensors, where) for file in document.files}
+    return {file.name: _assembly(file, files[file.name], tensors, where) for file in document.files}
 
 
-def _recipe(file: ReferencedFile, promised: WeightFile, tensors: Mapping[str, TensorSpec], where: str) -> Recipe:
+def _assembly(file: ReferencedFile, promised: WeightFile, tensors: Mapping[str, TensorSpec], where: str) -> Assembly:
     if len(file.ranges) != len(promised.tensors):
         raise _unfit(where, f"{file.name} has {len(file.ranges)} ranges for {len(promised.tensors)} tensors")
     specs = []
@@ -155,12 +155,12 @@ def _recipe(file: ReferencedFile, promised: WeightFile, tensors: Mapping[str, Te
                 where, f"the range of {name[:200]!r} in {part.file} has {part.size_bytes} bytes, but {expected}"
             )
         specs.append((name, spec))
-    recipe = Recipe(header=encode_header(specs), ranges=file.ranges)
-    if recipe.size_bytes != promised.size_bytes:
+    assembly = Assembly(header=encode_header(specs), ranges=file.ranges)
+    if assembly.size_bytes != promised.size_bytes:
         raise _unfit(
-            where, f"{file.name} would have {recipe.size_bytes} bytes, but stage.json says {promised.size_bytes}"
+            where, f"{file.name} would have {assembly.size_bytes} bytes, but stage.json says {promised.size_bytes}"
         )
-    return recipe
+    return assembly
 
 
 def _shown(source: Source) -> str:

@@ -11,7 +11,7 @@ import pytest
 from shardhub.checkpoint.header import encode_header
 from shardhub.errors import DigestMismatch, FormatError
 from shardhub.manifest import Source, Stage, WeightFile, canonical, decode, encode
-from shardhub.source_ranges import Recipe, SourceRanges, decode_ranges
+from shardhub.source_ranges import Assembly, SourceRanges, decode_ranges
 from shardhub.tensors import TensorSpec
 
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
@@ -66,17 +66,17 @@ def _document() -> dict[str, Any]:
     }
 
 
-def _decoded(document: dict[str, Any]) -> dict[str, Recipe]:
+def _decoded(document: dict[str, Any]) -> dict[str, Assembly]:
     return decode_ranges(canonical(document), stage=STAGE, tensors=TENSORS, where="me/m-shard-0/ranges.json")
 
 
-def test_recipes_have_the_size_of_the_files() -> None:
+def test_assemblies_have_the_size_of_the_files() -> None:
     """A file's header follows from its tensors' specs and order; the ranges follow it in that order."""
-    recipes = _decoded(_document())
-    assert {name: recipe.size_bytes for name, recipe in recipes.items()} == {
+    assemblies = _decoded(_document())
+    assert {name: assembly.size_bytes for name, assembly in assemblies.items()} == {
         file.name: file.size_bytes for file in STAGE.weight_files
     }
-    layer = recipes["layer-00000.safetensors"]
+    layer = assemblies["layer-00000.safetensors"]
     assert [part.start for part in layer.ranges] == [1004, 496, 1000]
 
 
