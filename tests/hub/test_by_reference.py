@@ -489,7 +489,7 @@ def test_only_files_with_computed_tensors_are_uploaded(
 # Processes
 
 
-def test_kill_in_the_middle_is_finished_by_the_next_run(
+def test_kill_in_the_middle_of_assembling_is_finished_by_the_next_run(
     referring: Referring, net: faulty.Network, token: str, fetcher: Fetcher, copied
 ) -> None:
     """After SIGKILL nothing looks whole; the next run brings the right bytes and fetches no finished file again."""

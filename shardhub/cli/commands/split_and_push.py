@@ -104,7 +104,10 @@ def _show(plan: PushPlan) -> None:
         f"{size_text(sum(sizes))} in all, at most {size_text(plan.upload_bytes)} of it to upload"
         + (f": about {minutes:.0f} min at 100 Mbit/s" if minutes >= 1 else "")
     )
-    note(f"disk space needed during the push: {size_text(plan.largest_bytes)}")
+    if job.by_reference:
+        note(f"published by reference: nodes fetch the weights from {job.source_name}")
+    if plan.largest_bytes:
+        note(f"disk space needed during the push: {size_text(plan.largest_bytes)}")
 
 
 def _report(made: Publication, *, as_json: bool) -> None:
