@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 from shardhub.checkpoint.header import ByteSource
@@ -14,8 +16,8 @@ from shardhub.source_ranges import Assembly, FileRange
 
 # Weight files that are assembled or hashed at once: each takes a connection and a window.
 NUM_AT_ONCE = 3
-# Bytes of a weight file that are held in memory, to be read in the order of the source's files. A quantised layer of a
-# model of 7 B parameters fits.
+# Most bytes of a weight file that are held in memory, to be read in the order in which the source has them. A quantised
+# layer of a model of 7 B parameters fits.
 WINDOW_BYTES = 128 << 20
 # Bytes between two reads, after which progress is reported.
 _READ_BYTES = 1 << 20
@@ -96,19 +98,19 @@ def read_assembly(
     if head:
         progress(len(head))
         yield memoryview(head)
-    sources: dict[str, ByteSource] = {}
-    buffer = memoryview(bytearray(min(WINDOW_BYTES, assembly.size_bytes)))
-    try:
-        for window in _windows(assembly.ranges, max(0, start - len(assembly.header))):
-            for run in _runs(window):
-                name = run[0].file
-                if name not in sources:
-                    sources[name] = open_file(name)
-                _read_run(sources[name], run, buffer, progress)
-            yield buffer[: sum(piece.size_bytes for piece in window)]
-    finally:
-        for source in sources.values():
-            source.close()
+    # Bytes that are needed in the order in which the source has them are passed on as they come.
+    limit_bytes = assembly.size_bytes if _is_in_order(assembly.ranges) else WINDOW_BYTES
+    with ExitStack() as stack:
+
+        @cache
+        def opened(name: str) -> ByteSource:
+            return stack.enter_context(closing(open_file(name)))
+
+        for window in _windows(assembly.ranges, max(0, start - len(assembly.header)), limit_bytes):
+            if _is_in_order(window):
+                yield from _in_order(window, opened, progress)
+            else:
+                yield _gathered(window, opened, progress)
 
 
 def assembly_sha256(
@@ -121,8 +123,8 @@ def assembly_sha256(
     return digest.hexdigest()
 
 
-def _windows(ranges: Sequence[FileRange], skip: int) -> Iterator[list[_Piece]]:
-    """Ranges without their first `skip` bytes, divided into windows."""
+def _windows(ranges: Sequence[FileRange], skip: int, limit_bytes: int) -> Iterator[list[_Piece]]:
+    """Ranges without their first `skip` bytes, divided into windows of at most `limit_bytes`."""
     window: list[_Piece] = []
     used = 0
     for part in ranges:
@@ -130,14 +132,53 @@ def _windows(ranges: Sequence[FileRange], skip: int) -> Iterator[list[_Piece]]:
         skip -= skipped
         at = part.start + skipped
         while at < part.stop:
-            size = min(part.stop - at, WINDOW_BYTES - used)
+            size = min(part.stop - at, limit_bytes - used)
             window.append(_Piece(file=part.file, start=at, stop=at + size, at=used))
             at, used = at + size, used + size
-            if used == WINDOW_BYTES:
+            if used == limit_bytes:
                 yield window
                 window, used = [], 0
     if window:
         yield window
+
+
+def _is_in_order(pieces: Sequence[FileRange] | Sequence[_Piece]) -> bool:
+    """Whether pieces are needed in the order in which the source has them."""
+    places = [(piece.file, piece.start) for piece in pieces]
+    return places == sorted(places)
+
+
+def _in_order(
+    window: Sequence[_Piece], opened: Callable[[str], ByteSource], progress: Callable[[int], None]
+) -> Iterator[memoryview]:
+    """The bytes of a window that is in order, as they come."""
+    buffer = memoryview(bytearray(_READ_BYTES))
+    for source, start, stop, _ in _reads(window, opened):
+        received = buffer[: stop - start]
+        source.read_into(start, received)
+        progress(len(received))
+        yield received
+
+
+def _gathered(
+    window: Sequence[_Piece], opened: Callable[[str], ByteSource], progress: Callable[[int], None]
+) -> memoryview:
+    """The bytes of a window, read in the order in which the source has them."""
+    buffer = memoryview(bytearray(sum(piece.size_bytes for piece in window)))
+    for source, start, stop, at in _reads(window, opened):
+        source.read_into(start, buffer[at : at + stop - start])
+        progress(stop - start)
+    return buffer
+
+
+def _reads(window: Sequence[_Piece], opened: Callable[[str], ByteSource]) -> Iterator[tuple[ByteSource, int, int, int]]:
+    """The reads that bring a window: file, range, and place in the window; each run of them is one request."""
+    for run in _runs(window):
+        source = opened(run[0].file)
+        source.read_ahead(run[0].start, run[-1].stop)
+        for piece in run:
+            for start in range(piece.start, piece.stop, _READ_BYTES):
+                yield source, start, min(piece.stop, start + _READ_BYTES), piece.at + start - piece.start
 
 
 def _runs(window: Sequence[_Piece]) -> Iterator[list[_Piece]]:
@@ -154,14 +195,3 @@ def _runs(window: Sequence[_Piece]) -> Iterator[list[_Piece]]:
             run.append(piece)
             needed, skipped = needed + piece.size_bytes, skipped + gap
         yield run
-
-
-def _read_run(source: ByteSource, run: Sequence[_Piece], buffer: memoryview, progress: Callable[[int], None]) -> None:
-    source.read_ahead(run[0].start, run[-1].stop)
-    for piece in run:
-        done = 0
-        while done < piece.size_bytes:
-            count = min(_READ_BYTES, piece.size_bytes - done)
-            source.read_into(piece.start + done, buffer[piece.at + done : piece.at + done + count])
-            progress(count)
-            done += count
