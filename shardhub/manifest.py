@@ -31,8 +31,6 @@ from shardhub.naming import (
 )
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
-FORMAT_VERSION = 1
-
 # Limits beyond which a document is an attack, not a model.
 MAX_DOCUMENT_BYTES = 4 << 20  # the largest stage.json measured (671B, 60 layers in one stage) is under 400 kB
 MAX_CATALOGUE_BYTES = 32 << 20
@@ -84,6 +82,7 @@ class Document(BaseModel):
     """Base of everything parsed from outside: strict, frozen, unknown fields refused."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    newest_version: ClassVar[int] = 1
     # Optional fields added later. Empty ones are left out, so that older documents keep their digests.
     omitted_when_empty: ClassVar[tuple[str, ...]] = ()
 
@@ -269,7 +268,15 @@ class FolderLocation(Document):
         return self
 
 
-Location = Annotated[RepoLocation | FolderLocation, Field(discriminator="kind")]
+class SourceLocation(Document):
+    """The model that a shard was made from; the ranges.json of the shard's repo says where in it the weights lie."""
+
+    kind: Literal["source"] = "source"
+    repo: Repo
+    commit: Commit
+
+
+Location = Annotated[RepoLocation | FolderLocation | SourceLocation, Field(discriminator="kind")]
 
 
 class StageEntry(Document):
@@ -286,6 +293,7 @@ class Manifest(Document):
     """shardhub.json: the pipeline's lock file.
 
     Attributes:
+        format_version: 2 if weights are to be had from the source, which readers of version 1 cannot do; else 1.
         name: Base name of the shards.
         stages: In order; together they cover every layer exactly once.
         files: sha256 of the config, tokenizer and chat template files beside the manifest, by name.
@@ -293,10 +301,11 @@ class Manifest(Document):
         ignored_fields: Fields of config.json that change numbers but that mlx-lm never reads, ignored on purpose.
     """
 
+    newest_version = 2
     omitted_when_empty = ("inexact", "ignored_fields")
 
     kind: Literal["shardhub-pipeline"] = "shardhub-pipeline"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     name: Annotated[str, Field(pattern=PLAIN_FILE_PATTERN)]
     source: Source
     config_digest: Digest
@@ -321,6 +330,25 @@ class Manifest(Document):
         _unique("stages.digest", [stage.digest for stage in self.stages])
         for name in self.files:
             check_file_name(name, where="files")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_own_source(self) -> Manifest:
+        places = [
+            (f"stages.{index}.locations", place)
+            for index, stage in enumerate(self.stages)
+            for place in stage.locations
+            if isinstance(place, SourceLocation)
+        ]
+        for where, place in places:
+            if (place.repo, place.commit) != (self.source.repo, self.source.commit):
+                raise ValueError(f"{where}: {place.repo} at {place.commit[:12]} is not the pipeline's source")
+        if self.format_version != (expected := 2 if places else 1):
+            has = "has a location" if places else "has no location"
+            raise ValueError(
+                f"format_version: it is {self.format_version}, but a manifest that {has} of the kind "
+                f"source has version {expected}"
+            )
         return self
 
     @property
@@ -510,10 +538,10 @@ def decode(kind: type[D], data: bytes, *, where: str, limit_bytes: int = MAX_DOC
     if not isinstance(value, dict):
         raise _broken(where, "the document is not a JSON object")
     version = value.get("format_version")
-    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
+    if isinstance(version, int) and not isinstance(version, bool) and version > kind.newest_version:
         raise NewerFormat(
             f"{where} is written in format version {version}.",
-            why=f"This shardhub reads versions up to {FORMAT_VERSION}.",
+            why=f"This shardhub reads versions up to {kind.newest_version}.",
             hint="Upgrade: pip install --upgrade shardhub",
         )
     try:
@@ -542,7 +570,7 @@ def decode_identified(kind: type[D], data: bytes, *, where: str) -> D:
 def encode_catalogue(tensors: dict[str, TensorSpec]) -> bytes:
     """Canonical bytes of tensors.json: dtype and shape of every tensor of the whole model."""
     entries = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in tensors.items()}
-    return canonical({"kind": "shardhub-tensors", "format_version": FORMAT_VERSION, "tensors": entries})
+    return canonical({"kind": "shardhub-tensors", "format_version": 1, "tensors": entries})
 
 
 def decode_catalogue(data: bytes, *, digest: str, where: str) -> dict[str, TensorSpec]:

@@ -435,6 +435,46 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ("server ignores ranges", "begun again", "tests/hub/test_fetch.py::test_ignored_range_restarts_right"),
         ("wrong length", "no file", "tests/hub/test_fetch.py::test_wrong_length_is_no_file"),
         (
+            "flipped bit in a range of the source, each time",
+            "the source is named, and no such file is in the cache",
+            "tests/hub/test_by_reference.py::test_flipped_bits_are_never_loaded",
+        ),
+        (
+            "ranges of the source that are wrong: beyond its files, swapped, another source's or stage's",
+            "refused",
+            "tests/hub/test_by_reference.py::test_wrong_ranges_are_refused",
+        ),
+        (
+            "source gated, at once or in the middle",
+            "says whom to ask for access; the next run goes on",
+            "tests/hub/test_by_reference.py::test_gated_source_is_named",
+        ),
+        (
+            "source gone",
+            "named, and not needed for what is cached",
+            "tests/hub/test_by_reference.py::test_source_that_is_gone_is_named",
+        ),
+        (
+            "weight file that its shard's repo refuses",
+            "assembled from the source",
+            "tests/hub/test_by_reference.py::test_copies_get_references_and_both_serve",
+        ),
+        (
+            "answer with another range than requested",
+            "asked again",
+            "tests/hub/test_by_reference.py::test_wrong_content_range_is_asked_again",
+        ),
+        (
+            "assembling killed",
+            "finished by the next run",
+            "tests/hub/test_by_reference.py::test_kill_in_the_middle_of_assembling_is_finished_by_the_next_run",
+        ),
+        (
+            "two processes assemble the same",
+            "fetched once",
+            "tests/hub/test_by_reference.py::test_two_processes_assemble_a_file_once",
+        ),
+        (
             "flipped bit in transit, once and twice",
             "fetched again; then corrupt",
             "tests/hub/test_fetch.py::test_flipped_bit_twice_is_corrupt",

@@ -23,6 +23,7 @@ from shardhub.manifest import (
     ShardHint,
     Source,
     SourceQuantization,
+    SourceLocation,
     Stage,
     StageEntry,
     WeightFile,
@@ -163,6 +164,12 @@ def _manifest() -> dict[str, Any]:
         ],
         "files": {"config.json": "f" * 64},
     }
+
+
+def _referring() -> dict[str, Any]:
+    """A manifest whose first stage is also to be had from the source."""
+    document = _manifest() | {"format_version": 2, "source": {"repo": "org/model", "commit": "a" * 40}}
+    return _with(document, "stages.0.locations.2", {"kind": "source", "repo": "org/model", "commit": "a" * 40})
 
 
 def _with(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -387,11 +394,42 @@ def test_gap_and_overlap_name_the_layer(name: str, layer: str) -> None:
         decode(Manifest, json.dumps(_with(_manifest(), *BAD_MANIFESTS[name])).encode(), where="shardhub.json")
 
 
-@pytest.mark.parametrize("kind", [Stage, Manifest])
-def test_newer_version_names_what_reads_it(kind: type[Document]) -> None:
+@pytest.mark.parametrize(("kind", "version"), [(Stage, 2), (Manifest, 3)])
+def test_newer_version_names_what_reads_it(kind: type[Document], version: int) -> None:
     """A later format version is not called broken, whatever else the document contains."""
-    with pytest.raises(NewerFormat, match=r"version 2.*pip install --upgrade"):
-        decode(kind, b'{"format_version": 2, "whatever": [1, 2]}', where="document")
+    with pytest.raises(NewerFormat, match=rf"version {version}.*up to {version - 1}.*pip install --upgrade"):
+        decode(kind, canonical({"format_version": version, "whatever": [1, 2]}), where="document")
+
+
+def test_manifest_that_refers_to_its_source_is_golden() -> None:
+    """Version 2 adds locations of the kind source, and nothing else; the pipeline id stays the same."""
+    data = canonical(_referring())
+    manifest = decode_identified(Manifest, data, where="shardhub.json")
+    assert manifest.stages[0].locations[2] == SourceLocation(repo="org/model", commit="a" * 40)
+    assert encode(manifest) == data
+    assert sha256_hex(data) == "76a6cb8ae9b40b7f71ae0788841dc1db263256c4afbd72452bd3936018b4ea69"
+    copied = decode(Manifest, canonical(_manifest()), where="shardhub.json")
+    assert manifest.pipeline_id == copied.pipeline_id
+
+
+BAD_REFERENCES: dict[str, tuple[str, Any]] = {
+    "version of a manifest without such locations": ("stages.0.locations.2", ...),
+    "version that older readers would take": ("format_version", 1),
+    "version 0": ("format_version", 0),
+    "other repo": ("stages.0.locations.2.repo", "org/other"),
+    "other commit": ("stages.0.locations.2.commit", "b" * 40),
+    "source in a folder": ("source", {"repo": None, "commit": None}),
+    "URL": ("stages.0.locations.2.repo", "https://example.org/model"),
+    "branch": ("stages.0.locations.2.commit", "main"),
+    "unknown field": ("stages.0.locations.2.endpoint", "example.org"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REFERENCES)
+def test_bad_reference_to_the_source_is_refused(name: str) -> None:
+    """A location of the kind source is the manifest's own source by repo and commit, in version 2 only."""
+    with pytest.raises(FormatError, match="specification"):
+        decode(Manifest, json.dumps(_with(_referring(), *BAD_REFERENCES[name])).encode(), where="shardhub.json")
 
 
 HOSTILE: dict[str, bytes] = {

@@ -1,13 +1,24 @@
-"""Fetching one weight file from the Hub into the cache: resumed after a kill, checked before it gets its name."""
+"""Fetching one weight file into the cache: resumed after a kill, checked before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from shardhub.errors import DigestMismatch, WeightFileError
+from shardhub.errors import (
+    AccessError,
+    DigestMismatch,
+    FormatError,
+    HubRefused,
+    HubUnreachable,
+    NotFound,
+    ShardhubError,
+    WeightFileError,
+)
 from shardhub.hub.cache import Cache
 from shardhub.hub.listed import NUM_CONTENT_TRIES
 from shardhub.hub.pinned_repo import PinnedRepo
@@ -15,11 +26,53 @@ from shardhub.locks import locked
 from shardhub.whole_files import sync_folder
 
 _BUFFER_BYTES = 1 << 20
+# Failures of one origin that say nothing about the others.
+_PASSED_OVER = (AccessError, NotFound, HubUnreachable, HubRefused, DigestMismatch, FormatError, WeightFileError)
+
+
+class Origin(Protocol):
+    """Somewhere that has the bytes of a weight file.
+
+    Attributes:
+        name: File and place, for messages.
+    """
+
+    name: str
+    size_bytes: int
+
+    def read(self, start: int, progress: Callable[[int], None]) -> Iterator[memoryview]:
+        """The bytes from `start` on, in order; each buffer is valid until the next is requested.
+
+        Args:
+            start: The first byte that is needed.
+            progress: Called with the bytes received since the last call.
+        """
+        ...
+
+
+class RepoFile:
+    """A file in a repo, as an `Origin`."""
+
+    def __init__(self, repo: PinnedRepo, name: str) -> None:
+        self.name = f"{repo.repo}/{name}"
+        self.size_bytes = repo.file(name).size_bytes
+        self._repo = repo
+        self._path = name
+
+    def read(self, start: int, progress: Callable[[int], None]) -> Iterator[memoryview]:
+        """As `Origin.read`."""
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        with self._repo.open(self._path) as remote:
+            remote.read_ahead(start, self.size_bytes)
+            for at in range(start, self.size_bytes, _BUFFER_BYTES):
+                filled = buffer[: self.size_bytes - at]
+                remote.read_into(at, filled)
+                progress(len(filled))
+                yield filled
 
 
 def fetch_blob(
-    repo: PinnedRepo,
-    name: str,
+    origins: Sequence[Origin],
     *,
     sha256: str,
     cache: Cache,
@@ -30,38 +83,45 @@ def fetch_blob(
     """Fetch a file into the cache, unless it is there or another process fetches it meanwhile.
 
     Args:
-        repo, name: The repo and the file's name in it.
+        origins: Where the file is to be had; each is tried if those before it fail, and goes on where they stopped.
         sha256: Digest that its bytes must have.
         cache: The cache.
         check: Checks the file before it is put in place; raises if it must not be used.
         notice: Called with what delays the fetch, and when a file has to be fetched again.
-        progress: Called with the bytes gained since the last call, negative if bytes had to be discarded.
+        progress: Called with the bytes gained since the last call, negative if bytes had to be discarded; may raise to
+            end the fetch.
 
     Raises:
         DigestMismatch: The bytes were wrong twice.
-        As `check`, `Cache.writing`, `locked` and `hub_failures`.
+        As `Origin.read`, `check`, `Cache.writing`, `locked` and `hub_failures`; of several origins, the last one's
+            error, which names the others' too.
     """
-    size_bytes = repo.file(name).size_bytes
-    what = f"{repo.repo}/{name}"
-    with cache.writing(), locked(cache.lock_file(sha256), what=what, notice=notice) as is_locked:
+    size_bytes = origins[0].size_bytes
+
+    def sleep(duration_s: float) -> None:
+        time.sleep(duration_s)
+        progress(0)
+
+    with (
+        cache.writing(),
+        locked(cache.lock_file(sha256), what=origins[0].name, notice=notice, sleep=sleep) as is_locked,
+    ):
         if cache.has(sha256, size_bytes):
             progress(size_bytes)
             return cache.blob(sha256)
         partial = cache.partial(sha256, is_locked=is_locked)
-        for number in range(NUM_CONTENT_TRIES):
-            if (digest := _complete(repo, name, partial, size_bytes, progress)) == sha256:
+        failures: list[ShardhubError] = []
+        for number, origin in enumerate(origins, 1):
+            counted = _Counted(progress)
+            try:
+                _complete(origin, partial, sha256, notice, counted)
                 break
-            partial.unlink()
-            progress(-size_bytes)
-            if number + 1 < NUM_CONTENT_TRIES:
-                notice(f"{what}: its sha256 differs from the published one, fetching it again")
-        else:
-            raise DigestMismatch(
-                f"The Hub's copy of {what} is corrupt.",
-                why=f"{NUM_CONTENT_TRIES} downloads had the right size, but the last one had the sha256 "
-                f"{digest[:16]}... instead of {sha256[:16]}....",
-                hint="The downloads were deleted. Tell the repo's publisher, or run the same command again later.",
-            )
+            except _PASSED_OVER as error:
+                failures.append(error)
+                if number == len(origins):
+                    raise _combined(failures) from error
+                counted.undo()
+                notice(f"{error.what} Trying {origins[number].name}.")
         try:
             check(partial)
         except WeightFileError:
@@ -72,31 +132,74 @@ def fetch_blob(
         return cache.blob(sha256)
 
 
-def _complete(repo: PinnedRepo, name: str, partial: Path, size_bytes: int, progress: Callable[[int], None]) -> str:
+class _Counted:
+    """Passes on progress, and can take it back."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+        self._total_bytes = 0
+
+    def __call__(self, count: int) -> None:
+        self._total_bytes += count
+        self._progress(count)
+
+    def undo(self) -> None:
+        """Take back everything that was passed on."""
+        self(-self._total_bytes)
+
+
+def _complete(
+    origin: Origin, partial: Path, sha256: str, notice: Callable[[str], None], progress: Callable[[int], None]
+) -> None:
+    """Fetch the rest of a partial file, and all of it again if its bytes are wrong.
+
+    Raises:
+        DigestMismatch: The bytes were wrong twice; the file was removed.
+    """
+    for number in range(NUM_CONTENT_TRIES):
+        if (digest := _fetch_rest(origin, partial, progress)) == sha256:
+            return
+        partial.unlink()
+        progress(-origin.size_bytes)
+        if number + 1 < NUM_CONTENT_TRIES:
+            notice(f"{origin.name}: its sha256 differs from the published one, fetching it again")
+    raise DigestMismatch(
+        f"The Hub's copy of {origin.name} is corrupt.",
+        why=f"{NUM_CONTENT_TRIES} downloads had the right size, but the last one had the sha256 "
+        f"{digest[:16]}... instead of {sha256[:16]}....",
+        hint="The downloads were deleted. Tell the repo's publisher, or run the same command again later.",
+    )
+
+
+def _fetch_rest(origin: Origin, partial: Path, progress: Callable[[int], None]) -> str:
     """Fetch the rest of a partial file and return the sha256 of the whole; if the disk is full, the file is removed."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
     try:
         with partial.open("a+b", buffering=0) as file:
             file.seek(0)
             at = 0
-            while at < size_bytes and (count := file.readinto(buffer[: size_bytes - at])):
+            while at < origin.size_bytes and (count := file.readinto(buffer[: origin.size_bytes - at])):
                 digest.update(buffer[:count])
                 at += count
             file.truncate(at)
             progress(at)
-            with repo.open(name) as remote:
-                remote.read_ahead(at, size_bytes)
-                while at < size_bytes:
-                    filled = buffer[: size_bytes - at]
-                    remote.read_into(at, filled)
-                    digest.update(filled)
-                    rest = filled
+            if at < origin.size_bytes:
+                for received in origin.read(at, progress):
+                    digest.update(received)
+                    rest = received
                     while len(rest):
                         rest = rest[file.write(rest) or 0 :]
-                    at += len(filled)
-                    progress(len(filled))
             os.fsync(file.fileno())
     except OSError:
         partial.unlink(missing_ok=True)
         raise
     return digest.hexdigest()
+
+
+def _combined(failures: Sequence[ShardhubError]) -> ShardhubError:
+    """The last error, with what happened at the places before."""
+    *before, last = failures
+    if not before:
+        return last
+    earlier = " ".join(f"Before that: {error.what} {error.why}".strip() for error in before)
+    return type(last)(last.what, why=f"{last.why} {earlier}".strip(), hint=last.hint)

@@ -79,6 +79,10 @@ class PinnedRepo:
         self._api = api
         self._patience = patience
 
+    def beside(self, repo: str, commit: str) -> PinnedRepo:
+        """Another repo of the same Hub."""
+        return PinnedRepo(self._api, repo, commit, self._patience)
+
     @cached_property
     def files(self) -> Mapping[str, ListedFile]:
         """Files at the top level with plain names, by name; others are ignored."""

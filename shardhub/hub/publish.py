@@ -16,11 +16,11 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.holders import agree_on_transfer
 from shardhub.hub.push_decisions import Action, Decision, obsolete_files
 from shardhub.hub.push_journal import PushJournal, scratch_folder
-from shardhub.hub.push_plan import PushPlan, holders_of
+from shardhub.hub.push_plan import PushPlan, holders_of, is_whole
 from shardhub.hub.push_weights import PushProgress, WeightFiles
 from shardhub.hub.remote_repo import RemoteRepo, look, read_small
-from shardhub.manifest import Manifest, RepoLocation, Stage, encode
-from shardhub.naming import SIGNATURE_FILE
+from shardhub.manifest import Manifest, RepoLocation, WeightFile, encode
+from shardhub.naming import RANGES_FILE, SIGNATURE_FILE
 from shardhub.parity import PARITY_FOLDER
 from shardhub.splitting.documents import pipeline_documents, shard_documents
 from shardhub.splitting.job import ShardJob
@@ -88,11 +88,11 @@ def publish(
         AccessError, HubUnreachable, HubRefused: A call to the Hub failed.
     """
     job = plan.job
-    largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
+    largest = plan.largest_bytes
     with scratch_folder(work, largest) as scratch, Copier(job.checkpoint, job.contents.computed) as copier:
         total_bytes = sum(shard.size_bytes for shard in job.shards)
         holders = holders_of(job, calls, plan.shards)
-        files = WeightFiles(calls, copier, journal, holders, scratch, total_bytes, progress)
+        files = WeightFiles(job, calls, copier, journal, holders, scratch, total_bytes, progress)
         return _Push(plan, calls, journal, files).run()
 
 
@@ -144,15 +144,20 @@ class _Push:
         self._agree(there.repo)
         weights = self._files.bring(shard, there)
         stage = self._job.stage(shard, self._journal.digests)
-        if there.stage == stage:  # comparable only now that every sha256 is known
+        if is_whole(self._job, shard, stage, there):  # known only now that every sha256 is
             return stage.digest, PublishedRepo(repo=decision.repo, commit=there.commit, action=Action.KEEP)
         contents = _Contents(
             documents=shard_documents(self._job, shard, stage),
             weights=weights,
-            names={file.name for file in stage.weight_files},
+            names={
+                *(operation.path_in_repo for operation in weights),
+                *(file.name for file in stage.weight_files if _holds(there, file)),
+            },
         )
+        if RANGES_FILE in there.files and RANGES_FILE not in contents.documents:
+            contents.stale.add(RANGES_FILE)
         message = f"Layers {stage.start} to {stage.stop - 1} of {stage.num_layers}"
-        commit = self._commit(decision, there, contents, message, lambda seen: _same_stage(seen, stage))
+        commit = self._commit(decision, there, contents, message, lambda seen: is_whole(self._job, shard, stage, seen))
         return stage.digest, PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
 
     def _pipeline(self, manifest: Manifest) -> PublishedRepo:
@@ -271,8 +276,8 @@ def is_old_tag(tag: str) -> bool:
     return tag.startswith(_OLD_TAG)
 
 
-def _same_stage(remote: RemoteRepo, stage: Stage) -> bool:
-    return remote.stage == stage
+def _holds(remote: RemoteRepo, file: WeightFile) -> bool:
+    return file.name in remote.files and remote.files[file.name].sha256 == file.sha256
 
 
 def _changed(repo: str, why: str) -> ShardhubError:

@@ -40,7 +40,9 @@ class Decision:
     why: str = ""
 
 
-def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, replace: bool) -> Decision:
+def decide_shard(
+    repo: str, remote: RemoteRepo | None, expected: Stage, *, replace: bool, is_whole: bool = True
+) -> Decision:
     """Decide what to do with a shard's repo.
 
     Args:
@@ -48,6 +50,7 @@ def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, repla
         remote: Its current state; None if it does not exist.
         expected: The stage it will hold; a sha256 that is not known yet is `UNKNOWN`.
         replace: Whether other contents may be replaced.
+        is_whole: Whether the repo has everything else that belongs to this stage.
 
     Raises:
         Conflict: The repo holds something else.
@@ -64,7 +67,7 @@ def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, repla
         return _replacement(repo, remote, why, replace=replace)
     if not _same_model(stage, expected):
         return _replacement(repo, remote, "it holds the same layers of another model", replace=replace)
-    action = Action.KEEP if stage == expected else Action.UPDATE
+    action = Action.KEEP if stage == expected and is_whole else Action.UPDATE
     return Decision(repo=repo, action=action, remote=remote)
 
 
@@ -88,11 +91,16 @@ def decide_pipeline(repo: str, remote: RemoteRepo | None, expected: Manifest, *,
     return Decision(repo=repo, action=Action.UPDATE, remote=remote)
 
 
-def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str]:
+def adopted_digests(remote: RemoteRepo | None, expected: Stage, referenced: Collection[str] = ()) -> dict[str, str]:
     """sha256 by file name that need not be computed because the repo's stage.json has them.
 
     Only for a source at a commit: its bytes determine those of a weight file, so the same file of the same commit has
     the same sha256.
+
+    Args:
+        remote: The repo's current state.
+        expected: The stage it will hold.
+        referenced: Names of weight files that the repo need not hold.
     """
     if remote is None or remote.stage is None or expected.source.commit is None:
         return {}
@@ -103,7 +111,8 @@ def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str
     return {
         file.name: file.sha256
         for file in stage.weight_files
-        if (file.name, file.size_bytes, file.tensors) in expected_files and remote.holds(file.sha256)
+        if (file.name, file.size_bytes, file.tensors) in expected_files
+        and (file.name in referenced or remote.holds(file.sha256))
     }
 
 

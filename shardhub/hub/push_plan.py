@@ -10,6 +10,8 @@ from shardhub.hub.holders import Holders
 from shardhub.hub.push_decisions import Decision, adopted_digests, check_visibility, decide_pipeline, decide_shard
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo, look
+from shardhub.manifest import Stage, encode
+from shardhub.naming import RANGES_FILE
 from shardhub.splitting.cards import model_tag
 from shardhub.splitting.job import ShardJob, SplitJob
 
@@ -38,6 +40,12 @@ class PushPlan:
     def decisions(self) -> tuple[Decision, ...]:
         """Decisions on all repos, in the order in which they are written."""
         return (*self.shards, self.pipeline)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Size of the largest weight file that may be written on this disk; 0 without any."""
+        layouts = (layout for shard in self.job.shards for layout in shard.layouts if self.job.assembly(layout) is None)
+        return max((layout.size_bytes for layout in layouts), default=0)
 
     @property
     def is_public(self) -> bool:
@@ -74,7 +82,9 @@ def plan_push(
         repo = job.shard_label(shard)
         remote = look(calls, repo)
         _adopt(job, shard, remote, journal)
-        shards.append(decide_shard(repo, remote, job.stage(shard, journal.digests), replace=replace))
+        stage = job.stage(shard, journal.digests)
+        whole = remote is not None and is_whole(job, shard, stage, remote)
+        shards.append(decide_shard(repo, remote, stage, replace=replace, is_whole=whole))
     expected = job.manifest([f"{index:064x}" for index in range(len(job.shards))])
     pipeline = decide_pipeline(job.pipeline_label, look(calls, job.pipeline_label), expected, replace=replace)
     check_visibility([*shards, pipeline], private=private)
@@ -82,6 +92,8 @@ def plan_push(
     for shard in job.shards:
         for key, layout in zip(shard.keys, shard.layouts, strict=True):
             sha256 = journal.digests.get(key)
+            if job.assembly(layout) is not None:
+                continue
             if sha256 is None or holders.find(sha256) is None:
                 upload_bytes += layout.size_bytes
     return PushPlan(
@@ -89,8 +101,21 @@ def plan_push(
     )
 
 
+def is_whole(job: SplitJob, shard: ShardJob, stage: Stage, remote: RemoteRepo) -> bool:
+    """Whether a repo has a shard's stage.json, and the weight files or ranges that belong to it."""
+    ranges = job.ranges(shard, stage.digest)
+    referenced = set() if ranges is None else {file.name for file in ranges.files}
+    if ranges is not None and not (RANGES_FILE in remote.files and remote.files[RANGES_FILE].describes(encode(ranges))):
+        return False
+    return remote.stage == stage and all(
+        file.name in referenced or (file.name in remote.files and remote.files[file.name].sha256 == file.sha256)
+        for file in stage.weight_files
+    )
+
+
 def _adopt(job: SplitJob, shard: ShardJob, remote: RemoteRepo | None, journal: PushJournal) -> None:
-    digests = adopted_digests(remote, job.stage(shard, {}))
+    referenced = {layout.name for layout in shard.layouts if job.assembly(layout) is not None}
+    digests = adopted_digests(remote, job.stage(shard, {}), referenced)
     for key, layout in zip(shard.keys, shard.layouts, strict=True):
         if layout.name in digests:
             journal.digests.setdefault(key, digests[layout.name])

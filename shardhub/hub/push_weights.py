@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
+from shardhub.checkpoint.checkpoint import check_unchanged
+from shardhub.checkpoint.header import ByteSource
 from shardhub.errors import WeightFileError
+from shardhub.hub.assemble import NUM_AT_ONCE, assembly_sha256
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.holders import Holders, give, placed, present, to_upload
 from shardhub.hub.listed import ListedFile
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo
+from shardhub.hub.several import in_threads
+from shardhub.source_ranges import Assembly
 from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout
@@ -79,6 +85,7 @@ class WeightFiles:
     """The weight files of one push.
 
     Args:
+        job: What is published.
         calls: The Hub.
         copier: Makes weight files from the checkpoint.
         journal: Their sha256 as far as they are known; new ones are added.
@@ -90,6 +97,7 @@ class WeightFiles:
 
     def __init__(
         self,
+        job: SplitJob,
         calls: HubCalls,
         copier: Copier,
         journal: PushJournal,
@@ -98,6 +106,7 @@ class WeightFiles:
         total_bytes: int,
         progress: Callable[[PushProgress], None],
     ) -> None:
+        self._job = job
         self._calls = calls
         self._copier = copier
         self._journal = journal
@@ -112,15 +121,18 @@ class WeightFiles:
     def bring(self, shard: ShardJob, remote: RemoteRepo) -> list[CommitOperationAdd]:
         """Ensure that a repo has the bytes of a shard's weight files; returns the operations that commit them.
 
-        Afterwards the journal has the sha256 of each file.
+        Afterwards the journal has the sha256 of each file. Files that are left in the source are only read.
 
         Args:
             shard: The shard.
             remote: Its repo.
         """
+        self._hash_referenced(shard, remote)
         known = self._known_here(shard, remote)
         operations = []
         for key, layout in zip(shard.keys, shard.layouts, strict=True):
+            if self._job.assembly(layout) is not None:
+                continue
             sha256 = self._journal.digests.get(key)
             if sha256 is None or sha256 not in known:
                 sha256 = self._make(key, layout, remote)
@@ -135,12 +147,48 @@ class WeightFiles:
         """Count a shard's weight files as done."""
         self._done_bytes += shard.size_bytes
 
+    def _hash_referenced(self, shard: ShardJob, remote: RemoteRepo) -> None:
+        """Read the weight files that are left in the source, and record their sha256."""
+        unknown: list[tuple[str, FileLayout, Assembly]] = []
+        for key, layout in zip(shard.keys, shard.layouts, strict=True):
+            if (assembly := self._job.assembly(layout)) is None:
+                continue
+            if key in self._journal.digests:
+                self._done_bytes += layout.size_bytes
+            else:
+                unknown.append((key, layout, assembly))
+        counting = Lock()
+
+        def hash_one(entry: tuple[str, FileLayout, Assembly], check: Callable[[], None]) -> tuple[str, str]:
+            key, layout, assembly = entry
+
+            def count(num_bytes: int) -> None:
+                check()
+                with counting:
+                    self._done_bytes += num_bytes
+                    self._tell("reading", remote.repo, layout.name)
+
+            return key, assembly_sha256(assembly, self._open, count)
+
+        for key, sha256 in in_threads(hash_one, unknown, num_threads=NUM_AT_ONCE):
+            self._journal.add(key, sha256)
+
+    def _open(self, name: str) -> ByteSource:
+        """Open a file of the source, which must not have changed since its header was read."""
+        source = self._job.checkpoint.open_file(name)
+        try:
+            check_unchanged(source, self._job.checkpoint.files[name])
+        except WeightFileError:
+            source.close()
+            raise
+        return source
+
     def _known_here(self, shard: ShardJob, remote: RemoteRepo) -> set[str]:
         """sha256 of what the repo is known to have: in its tree, uploaded before, or copied from another repo now."""
         sizes = {
             sha256: layout.size_bytes
             for key, layout in zip(shard.keys, shard.layouts, strict=True)
-            if (sha256 := self._journal.digests.get(key)) is not None
+            if (sha256 := self._journal.digests.get(key)) is not None and self._job.assembly(layout) is None
         }
         here = {sha256 for sha256 in sizes if remote.holds(sha256)}
         if missing := {sha256: size for sha256, size in sizes.items() if sha256 not in here}:

@@ -223,7 +223,9 @@ class _Stream:
             self.at += count
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end."""
+        """Close the connection, unless the body was read to its end: then the next request uses it."""
+        if self.at == self.stop and "Content-Length" in self._response.headers:
+            next(self._chunks, None)  # the client takes note of the end only when it is asked for more
         self._response.close()
 
     def _next(self) -> memoryview:

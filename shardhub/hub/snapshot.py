@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from shardhub.checkpoint.checkpoint import check_weight_header
 from shardhub.errors import DigestMismatch, DiskFull, FormatError, UsageError
+from shardhub.hub.assemble import NUM_AT_ONCE, AssembledFile
 from shardhub.hub.cache import Cache
-from shardhub.hub.download import fetch_blob
+from shardhub.hub.download import Origin, RepoFile, fetch_blob
 from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.hub.several import in_threads
 from shardhub.manifest import (
     MAX_CATALOGUE_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -20,11 +23,21 @@ from shardhub.manifest import (
     decode_catalogue,
     decode_identified,
 )
-from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
+from shardhub.naming import (
+    CATALOGUE_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROOF_FILE,
+    RANGES_FILE,
+    SIGNATURE_FILE,
+    STAGE_FILE,
+)
 from shardhub.regular_files import read_file
 from shardhub.shard import other_stage, read_shard
 from shardhub.sizes import size_text
+from shardhub.source_ranges import Assembly, decode_ranges
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
+from shardhub.tensors import TensorSpec
 
 # Share kept free beyond the computed size.
 _SPARE_SHARE = (5, 100)
@@ -123,35 +136,57 @@ class Snapshot:
         self._document(CONFIG_FILE, MAX_DOCUMENT_BYTES, None)
         if PROOF_FILE in repo.files:
             self._document(PROOF_FILE, MAX_DOCUMENT_BYTES, None)
+        assemblies: Mapping[str, Assembly] = {}
+        if RANGES_FILE in repo.files:
+            ranges = self._document(RANGES_FILE, MAX_CATALOGUE_BYTES, None)
+            assemblies = decode_ranges(ranges, stage=stage, tensors=tensors, where=f"{repo.repo}/{RANGES_FILE}")
         read_shard(self._folder)
         for file in stage.weight_files:
-            _check_listed(repo, file)
-        absent = [file for file in stage.weight_files if not self._cache.has(file.sha256, file.size_bytes)]
-        names = {file.name for file in absent}
-        total = sum(file.size_bytes for file in absent)
-        self._check_room(absent, total)
-        done = 0
+            if file.name in repo.files or file.name not in assemblies:
+                _check_listed(repo, file)
+        self._bring_weights(stage, tensors, assemblies)
+
+    def _bring_weights(
+        self, stage: Stage, tensors: Mapping[str, TensorSpec], assemblies: Mapping[str, Assembly]
+    ) -> None:
+        repo, cache = self._repo, self._cache
+        absent = [file for file in stage.weight_files if not cache.has(file.sha256, file.size_bytes)]
         for file in stage.weight_files:
-            if file.name in names:
-
-                def add_bytes(count: int, file: WeightFile = file) -> None:
-                    nonlocal done
-                    done += count
-                    self._progress(FetchProgress(repo=repo.repo, file=file.name, done_bytes=done, total_bytes=total))
-
-                fetch_blob(
-                    repo,
-                    file.name,
-                    sha256=file.sha256,
-                    cache=self._cache,
-                    check=lambda path, file=file: check_weight_header(path, file, tensors),  # type: ignore[misc]
-                    notice=self._notice,
-                    progress=add_bytes,
-                )
-            else:
+            if file not in absent:
                 # From another shard: the bytes are the same, but may not match this catalogue.
-                check_weight_header(self._cache.blob(file.sha256), file, tensors)
-            self._cache.link(self._folder, file.name, file.sha256)
+                check_weight_header(cache.blob(file.sha256), file, tensors)
+                cache.link(self._folder, file.name, file.sha256)
+        total_bytes = sum(file.size_bytes for file in absent)
+        self._check_room(absent, total_bytes)
+        source = repo.beside(stage.source.repo or "", stage.source.commit or "")
+        done_bytes, counting = 0, Lock()
+
+        def fetch(file: WeightFile, go_on: Callable[[], None]) -> None:
+            def count(received: int) -> None:
+                nonlocal done_bytes
+                go_on()
+                with counting:
+                    done_bytes += received
+                    self._progress(
+                        FetchProgress(repo=repo.repo, file=file.name, done_bytes=done_bytes, total_bytes=total_bytes)
+                    )
+
+            origins: list[Origin] = [RepoFile(repo, file.name)] if file.name in repo.files else []
+            if file.name in assemblies:
+                origins.append(AssembledFile(file.name, assemblies[file.name], source))
+            fetch_blob(
+                origins,
+                sha256=file.sha256,
+                cache=cache,
+                check=lambda path: check_weight_header(path, file, tensors),
+                notice=self._notice,
+                progress=count,
+            )
+            cache.link(self._folder, file.name, file.sha256)
+
+        # Copies are few requests for large files, and one of them fills the line.
+        for _ in in_threads(fetch, absent, num_threads=NUM_AT_ONCE if assemblies else 1):
+            pass
 
     def _document(self, name: str, limit_bytes: int, sha256: str | None) -> bytes:
         """Fetch a small file, or take it from the cache if its sha256 is known."""

@@ -9,7 +9,7 @@ from shardhub.checkpoint.header import Header, read_header
 from shardhub.checkpoint.weight_files import is_loaded
 from shardhub.errors import Conflict, DiskFull, WeightFileError
 from shardhub.hub.cache import Cache
-from shardhub.hub.download import fetch_blob
+from shardhub.hub.download import RepoFile, fetch_blob
 from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.locks import locked_at_once
 from shardhub.sizes import size_text
@@ -66,8 +66,7 @@ class SourceWeights:
                 self._progress(f"fetching {name}: {size_text(done_bytes)} of {size_text(listed.size_bytes)}")
 
             return fetch_blob(
-                self._repo,
-                name,
+                [RepoFile(self._repo, name)],
                 sha256=sha256,
                 cache=cache,
                 check=lambda path: _check(path, header),

@@ -80,6 +80,7 @@ def shard_card(
     stages: Sequence[StageSummary],
     numbers: Numbers = UNMEASURED,
     num_computed: int = 0,
+    num_referenced: int = 0,
     on_hub: bool = False,
 ) -> str:
     """Render README.md of a shard; it names no base model, because a shard is not a model of its own on the Hub.
@@ -92,6 +93,7 @@ def shard_card(
         stages: All stages of the cut.
         numbers: What is known about the stages' numbers.
         num_computed: Number of tensors that are not copied from the source unchanged.
+        num_referenced: Number of weight files that are left in the source.
         on_hub: Whether the names are repos, to which a card may link.
     """
     return _render(
@@ -104,6 +106,9 @@ def shard_card(
         index=hint.index,
         num_layers=stage.num_layers,
         num_files=len(stage.weight_files),
+        num_referenced=num_referenced,
+        source_repo=stage.source.repo,
+        commit=stage.source.commit,
         size_bytes=stage.size_bytes,
         source=source,
         pipeline=hint.pipeline,
@@ -154,6 +159,7 @@ def pipeline_card(
         size_bytes=sum(stage.size_bytes for stage in manifest.stages),
         stages=[(row, entry.digest) for row, entry in zip(stages, manifest.stages, strict=True)],
         pipeline_id=manifest.pipeline_id,
+        by_reference=manifest.format_version > 1,
         proof=proof,
         numbers=parity_line(numbers),
         inexact=manifest.inexact,

@@ -13,6 +13,7 @@ from shardhub.naming import (
     MANIFEST_FILE,
     PICTURE_FILE,
     PROOF_FILE,
+    RANGES_FILE,
     SIGNATURE_FILE,
     STAGE_FILE,
 )
@@ -43,6 +44,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
     weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
     fields = source_fields(job.checkpoint.folder)
+    ranges = job.ranges(shard, hint.stage_digest)
     computed = job.contents.computed.specs if job.contents.computed is not None else {}
     card = shard_card(
         stage,
@@ -52,6 +54,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
         stages=_summaries(job),
         numbers=job.numbers,
         num_computed=sum(name in computed for file in stage.weight_files for name in file.tensors),
+        num_referenced=len(ranges.files) if ranges is not None else 0,
         on_hub=job.namespace is not None,
     )
     files = {
@@ -64,6 +67,8 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
     }
     if (proof := job.proof(shard, hint.stage_digest)) is not None:
         files[PROOF_FILE] = encode(proof)
+    if ranges is not None:
+        files[RANGES_FILE] = encode(ranges)
     return files
 
 

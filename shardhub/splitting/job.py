@@ -17,6 +17,7 @@ from shardhub.manifest import (
     Manifest,
     Proof,
     Source,
+    SourceLocation,
     Stage,
     StageEntry,
     TwinRun,
@@ -28,6 +29,7 @@ from shardhub.manifest import (
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
+from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
@@ -99,6 +101,7 @@ class SplitJob:
         namespace: User or organisation on the Hub to publish under; None for folders.
         catalogue: tensors.json.
         files: sha256 of the files beside the manifest, by name.
+        by_reference: Whether weight files that are copies of the source's bytes are left there.
         numbers: What is known about the stages' numbers, for the cards and the pipeline.
         inexact: What was measured, if the stages do not give the whole model's numbers.
         signer: Signs the manifest; None leaves it unsigned.
@@ -113,6 +116,7 @@ class SplitJob:
     pipeline_folder: Path
     catalogue: bytes
     files: Mapping[str, str]
+    by_reference: bool = False
     numbers: Numbers = UNMEASURED
     inexact: str | None = None
     signer: Signer | None = None
@@ -161,6 +165,19 @@ class SplitJob:
             crossings_out=shard.contents.crossings_out,
         )
 
+    def assembly(self, layout: FileLayout) -> Assembly | None:
+        """How a weight file that is left in the source is put together; None if it is written."""
+        return layout.assembly if self.by_reference else None
+
+    def ranges(self, shard: ShardJob, stage_digest: str) -> SourceRanges | None:
+        """Make ranges.json of a shard; None if all of its weight files are written."""
+        files = [
+            ReferencedFile(name=layout.name, ranges=assembly.ranges)
+            for layout in shard.layouts
+            if (assembly := self.assembly(layout)) is not None
+        ]
+        return SourceRanges(stage_digest=stage_digest, source=self.source, files=tuple(files)) if files else None
+
     def manifest(self, stage_digests: Sequence[str], locations: Sequence[Location] = ()) -> Manifest:
         """Make shardhub.json once the stage digests are known.
 
@@ -169,7 +186,9 @@ class SplitJob:
             locations: Location of each shard; by default the folders beside the pipeline's.
         """
         places = locations or [FolderLocation(kind="folder", name=shard.folder.name) for shard in self.shards]
+        sources = [self._source_location(shard) for shard in self.shards]
         return Manifest(
+            format_version=2 if any(sources) else 1,
             name=self.name,
             source=self.source,
             config_digest=config_digest(dict(self.checkpoint.config)),
@@ -180,9 +199,9 @@ class SplitJob:
                     start=shard.contents.start,
                     stop=shard.contents.stop,
                     size_bytes=shard.size_bytes,
-                    locations=(place,),
+                    locations=(place, *source),
                 )
-                for shard, digest, place in zip(self.shards, stage_digests, places, strict=True)
+                for shard, digest, place, source in zip(self.shards, stage_digests, places, sources, strict=True)
             ),
             files=dict(self.files),
             inexact=self.inexact,
@@ -247,6 +266,13 @@ class SplitJob:
         expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
         pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)
 
+    def _source_location(self, shard: ShardJob) -> tuple[SourceLocation, ...]:
+        """The source, if weight files of a shard are left there."""
+        repo, commit = self.source.repo, self.source.commit
+        if repo is None or commit is None or not any(map(self.assembly, shard.layouts)):
+            return ()
+        return (SourceLocation(repo=repo, commit=commit),)
+
     def _label(self, folder: Path) -> str:
         return folder.name if self.namespace is None else f"{self.namespace}/{folder.name}"
 
@@ -260,6 +286,7 @@ def prepare(
     name: str,
     source: Source,
     namespace: str | None = None,
+    by_reference: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SplitJob:
     """Decide what a split writes; only small files are read, and nothing is written.
@@ -269,14 +296,22 @@ def prepare(
         out: Folder that will contain the folders, if they are to be written.
         name, source, max_file_bytes: As `split`.
         namespace: User or organisation, if the split is for the Hub.
+        by_reference: Whether weight files that are copies of the source's bytes are left there.
 
     Raises:
+        UsageError: `by_reference` is set, and the source is not on the Hub.
         FormatError: `name` is not a plain file name.
         PlanError: The stages do not cover every layer once.
         WeightFileError: The checkpoint lacks tensors of the model.
         UnsupportedModel: Two weight files would have the same name.
     """
     check_file_name(pipeline_name(name), where="`name`")
+    if by_reference and source.repo is None:
+        raise UsageError(
+            f"{checkpoint.where} cannot be published by reference.",
+            why="It is a folder on this machine, which other machines cannot read.",
+            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
+        )
     _check_cover(contents.num_layers, stages)
     missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
     if missing:
@@ -321,6 +356,7 @@ def prepare(
         pipeline_folder=out / pipeline_name(name),
         catalogue=encode_catalogue({final: tensor.spec for final, tensor in sorted(stored.items())}),
         files=pipeline_files(checkpoint),
+        by_reference=by_reference,
     )
 
 

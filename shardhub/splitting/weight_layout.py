@@ -10,6 +10,7 @@ from shardhub.checkpoint.tensor_names import place
 from shardhub.errors import UnsupportedModel
 from shardhub.manifest import MAX_TENSORS_PER_FILE
 from shardhub.naming import weight_file_name
+from shardhub.source_ranges import Assembly, FileRange, are_disjoint
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 # A killed download costs at most one file, as the Hub's client does not resume across processes.
@@ -46,6 +47,18 @@ class FileLayout:
     @property
     def size_bytes(self) -> int:
         return len(self.header) + sum(tensor.spec.size_bytes for tensor in self.stored)
+
+    @property
+    def assembly(self) -> Assembly | None:
+        """How it is put together from the source's bytes; None if it has computed tensors, or the same bytes twice."""
+        ranges = tuple(
+            FileRange(file=tensor.file, start=tensor.start, stop=tensor.stop)
+            for tensor in self.stored
+            if isinstance(tensor, StoredTensor)
+        )
+        if len(ranges) < len(self.stored) or not are_disjoint(ranges):
+            return None
+        return Assembly(header=self.header, ranges=ranges)
 
 
 def lay_out(

@@ -48,6 +48,7 @@ class PublishSettings:
         name: Base name of the repos; None takes the model's.
         private: Make repos that only their owner can read.
         replace: Replace other cuts of this name; the old commits stay, tagged.
+        by_reference: Upload documents only: nodes fetch the weights from the model's own repo.
         assume_yes: Publish to everyone without a question, whatever the model's licence and gate state.
         check_weights: Refuse NaN and infinite weights; all weights are then read first.
         cache_dir: The cache's folder; None takes the user's.
@@ -63,6 +64,7 @@ class PublishSettings:
     name: str | None = None
     private: bool = False
     replace: bool = False
+    by_reference: bool = False
     assume_yes: bool = False
     check_weights: bool = False
     cache_dir: str | Path | None = None
@@ -152,6 +154,7 @@ class Push:
             name=name,
             source=self._model.source,
             namespace=check_namespace(settings.namespace or account.name),
+            by_reference=settings.by_reference,
         )
         self._journal = PushJournal(self._work, checked=settings.check_weights)
         gate = _gate(self._model, self._calls)

@@ -136,6 +136,27 @@ def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path)
     assert manifest["source"] == {"repo": "ann/gated", "commit": api.model_info("ann/gated").sha}
 
 
+def test_model_of_the_hub_is_published_by_reference(command, api: HfApi, model: Path) -> None:
+    """Documents only; the shards that are pulled have the identity of copies, and every byte is checked."""
+    api.create_repo("ann/whole", private=False)
+    api.upload_folder(repo_id="ann/whole", folder_path=model)
+    referring = command("split-and-push", "ann/whole", "--stages", "2", "--by-reference", "--json")
+    assert referring.exit_code == 0, referring.stderr
+    done = json.loads(referring.stdout)
+    assert (done["uploaded_bytes"], done["copied_bytes"]) == (0, 0)
+    assert "nodes fetch the weights from ann/whole" in referring.stderr
+    assert "ranges.json" in api.list_repo_files("ann/whole-shard-0")
+    pulled = command("pull", "--shards", "ann/whole-pipeline")
+    assert pulled.exit_code == 0, pulled.stderr
+    verified = command("verify", "ann/whole-pipeline")
+    assert verified.exit_code == 0, verified.stdout
+    copied = command("split-and-push", "ann/whole", "--stages", "2", "--name", "copied", "--json")
+    assert json.loads(copied.stdout)["pipeline_id"] == done["pipeline_id"]
+    folder = command("split-and-push", model, "--stages", "2", "--by-reference", "--name", "folder")
+    assert folder.exit_code == 2
+    assert "--by-reference" in folder.stderr
+
+
 @pytest.mark.parametrize(("answer", "is_there"), [("no", True), ("", True), ("yes", False)])
 def test_unpublish_asks_on_a_terminal(api: HfApi, answer: str, is_there: bool) -> None:
     """Only a yes on the terminal deletes."""

@@ -51,6 +51,7 @@ LAYERS = {
     "parity": 2,
     "security": 2,
     "shard": 2,
+    "source_ranges": 2,
     "splitting": 2,
     "toolchain": 2,
     "upstream": 2,

@@ -100,12 +100,14 @@ class Network:
         endpoint: Where the client finds the Hub behind the proxy.
         requests: Method, path and Range of every request so far.
         sent_bytes: Bytes of bodies sent so far, by path.
+        num_connections: Connections that clients have opened.
     """
 
     endpoint: str
     rules: list[Rule] = field(default_factory=list)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     sent_bytes: dict[str, int] = field(default_factory=dict)
+    num_connections: int = 0
     on_request: Callable[[str], None] = lambda path: None
     on_token: Callable[[str | None], None] = lambda token: None
     ended: threading.Event = field(default_factory=threading.Event)
@@ -140,6 +142,7 @@ class Network:
         """Reset the count."""
         self.requests.clear()
         self.sent_bytes.clear()
+        self.num_connections = 0
 
     def rule_for(self, method: str, path: str) -> Rule | None:
         for rule in self.rules:
@@ -158,6 +161,10 @@ def network(upstream: str) -> Iterator[Network]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            net.num_connections += 1
+            super().setup()
 
         def handle_any(self) -> None:
             path = self.path.split("?")[0]

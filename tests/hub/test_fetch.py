@@ -40,6 +40,7 @@ from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline, read_pipeline, read_shard
 from tests import cut
 from tests.hub import faulty
+from tests.hub.fetching import FETCH, command, run_fetch
 from tests.hub.published import OVER_LFS, Published, change_json, publish
 from tests.waiting import wait_until
 
@@ -464,43 +465,6 @@ def test_cache_that_is_a_file(reader: HfApi, published: Published, tmp_path: Pat
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match="not a folder"):
         Fetcher(lambda: reader, Cache(tmp_path / "file")).fetch(shard_of(published))
-
-
-FETCH = """
-import sys
-from pathlib import Path
-from shardhub.errors import ShardhubError
-from shardhub.hub.cache import Cache
-from shardhub.hub.calls import HubCalls
-from shardhub.hub.client import hub_api
-from shardhub.hub.fetch import Fetcher
-from shardhub.hub.ranges import Patience
-from shardhub.hub.reference import Reference
-from shardhub.hub.remote_repo import look
-from shardhub.hub.snapshot import FetchProgress
-from shardhub.localhub.server import RunningHub
-endpoint, token, repo, commit, cache = sys.argv[1:]
-say = lambda text: print(text, flush=True)
-patience = Patience(stall_timeout_s=200, notice=say)
-fetcher = Fetcher(lambda: hub_api(endpoint, token), Cache(Path(cache)), patience=patience)
-try:
-    print(fetcher.fetch(Reference(repo=repo, revision=commit)))
-except ShardhubError as error:
-    print(type(error).__name__, error)
-"""
-
-
-def command(program: str, endpoint: str, token: str, reference: Reference, cache: Path) -> list[str]:
-    assert reference.revision
-    return [sys.executable, "-c", program, endpoint, token, reference.repo, reference.revision, str(cache)]
-
-
-def run_fetch(
-    program: str, endpoint: str, token: str, reference: Reference, cache: Path
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(program, endpoint, token, reference, cache), capture_output=True, text=True, timeout=200, check=False
-    )
 
 
 def test_kill_in_the_middle_is_finished_by_the_next_run(

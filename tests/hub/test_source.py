@@ -229,3 +229,14 @@ def test_odd_weight_files_are_read_as_in_a_folder(
     checkpoint, local = read(), open_checkpoint(folder)
     assert dict(checkpoint.tensors) == dict(local.tensors)
     assert checkpoint.notes == local.notes
+
+
+def test_ranges_are_read_over_one_connection(opened: RemoteModel, net: faulty.Network) -> None:
+    """A body that was read to its end leaves its connection to the next request."""
+    with opened.checkpoint.open_file(WEIGHTS) as file:
+        net.forget()
+        for start in range(0, 4000, 400):
+            file.read_ahead(start, start + 100)
+            file.read_into(start, memoryview(bytearray(100)))
+    assert len(net.requests) == 10
+    assert net.num_connections <= 1

@@ -35,6 +35,10 @@ class PublishFlags:
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
     ] = False
+    by_reference: Annotated[
+        bool,
+        typer.Option("--by-reference", help="Upload no weights: nodes fetch them from the model's own repo."),
+    ] = False
     yes: Yes = False
     cache_dir: CacheDir = None
 
@@ -59,6 +63,7 @@ def split_and_push(
         name=publishing.name,
         private=publishing.private,
         replace=publishing.replace,
+        by_reference=publishing.by_reference,
         assume_yes=publishing.yes,
         check_weights=checks.check_weights,
         cache_dir=publishing.cache_dir,
@@ -101,8 +106,10 @@ def _show(plan: PushPlan) -> None:
         f"{size_text(sum(sizes))} in all, at most {size_text(plan.upload_bytes)} of it to upload"
         + (f": about {minutes:.0f} min at 100 Mbit/s" if minutes >= 1 else "")
     )
-    largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
-    note(f"disk space needed during the push: {size_text(largest)}")
+    if job.by_reference:
+        note(f"published by reference: nodes fetch the weights from {job.source_name}")
+    if plan.largest_bytes:
+        note(f"disk space needed during the push: {size_text(plan.largest_bytes)}")
 
 
 def _report(made: Publication, *, as_json: bool) -> None:

@@ -1,0 +1,197 @@
+"""Weight files put together from ranges of their source: few requests, bounded memory, bytes in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+
+from shardhub.checkpoint.header import ByteSource
+from shardhub.errors import FormatError
+from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.source_ranges import Assembly, FileRange
+
+# Weight files that are assembled or hashed at once: each takes a connection and a window.
+NUM_AT_ONCE = 3
+# Most bytes of a weight file that are held in memory, to be read in the order in which the source has them. A quantised
+# layer of a model of 7 B parameters fits.
+WINDOW_BYTES = 128 << 20
+# Bytes between two reads, after which progress is reported.
+_READ_BYTES = 1 << 20
+# Most bytes between ranges that are read although they are not needed, as a share of those that are.
+_MAX_SKIPPED_SHARE = (1, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """A range, or a part of one, and its place in the window."""
+
+    file: str
+    start: int
+    stop: int
+    at: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop - self.start
+
+
+class AssembledFile:
+    """A weight file whose bytes are ranges of its source, as an `Origin`.
+
+    Args:
+        name: The weight file's name.
+        assembly: Its header, and the ranges.
+        source: The model that it was made from.
+    """
+
+    def __init__(self, name: str, assembly: Assembly, source: PinnedRepo) -> None:
+        self.name = f"{name} (assembled from {source.repo})"
+        self.size_bytes = assembly.size_bytes
+        self._assembly = assembly
+        self._source = source
+
+    def read(self, start: int, progress: Callable[[int], None]) -> Iterator[memoryview]:
+        """As `Origin.read`.
+
+        Raises:
+            FormatError: A range lies beyond the source's files.
+        """
+        self._check_ranges()
+        return read_assembly(self._assembly, self._source.open, start=start, progress=progress)
+
+    def _check_ranges(self) -> None:
+        files = self._source.files
+        for part in self._assembly.ranges:
+            if part.file not in files or part.stop > files[part.file].size_bytes:
+                has = f"{files[part.file].size_bytes} bytes" if part.file in files else "no such file"
+                raise FormatError(
+                    f"The source {self._source.repo} does not have the bytes of {self.name.partition(' ')[0]}.",
+                    why=f"They end at byte {part.stop} of {part.file}, and at commit {self._source.commit[:12]} it "
+                    f"has {has}.",
+                    hint="The shard's ranges.json is wrong: tell its publisher.",
+                )
+
+
+def read_assembly(
+    assembly: Assembly,
+    open_file: Callable[[str], ByteSource],
+    *,
+    start: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[memoryview]:
+    """The bytes of a weight file from the byte `start` on, in order; each buffer is valid until the next is requested.
+
+    Args:
+        assembly: Its header, and the ranges of the source.
+        open_file: Opens a file of the source.
+        start: The first byte that is needed.
+        progress: Called with the bytes read since the last call.
+
+    Raises:
+        As `ByteSource.read_into`.
+    """
+    head = assembly.header[start:]
+    if head:
+        progress(len(head))
+        yield memoryview(head)
+    # Bytes that are needed in the order in which the source has them are passed on as they come.
+    limit_bytes = assembly.size_bytes if _is_in_order(assembly.ranges) else WINDOW_BYTES
+    with ExitStack() as stack:
+
+        @cache
+        def opened(name: str) -> ByteSource:
+            return stack.enter_context(closing(open_file(name)))
+
+        for window in _windows(assembly.ranges, max(0, start - len(assembly.header)), limit_bytes):
+            if _is_in_order(window):
+                yield from _in_order(window, opened, progress)
+            else:
+                yield _gathered(window, opened, progress)
+
+
+def assembly_sha256(
+    assembly: Assembly, open_file: Callable[[str], ByteSource], progress: Callable[[int], None] = lambda _: None
+) -> str:
+    """The sha256 of a weight file; as `read_assembly`."""
+    digest = hashlib.sha256()
+    for part in read_assembly(assembly, open_file, progress=progress):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _windows(ranges: Sequence[FileRange], skip: int, limit_bytes: int) -> Iterator[list[_Piece]]:
+    """Ranges without their first `skip` bytes, divided into windows of at most `limit_bytes`."""
+    window: list[_Piece] = []
+    used = 0
+    for part in ranges:
+        skipped = min(skip, part.size_bytes)
+        skip -= skipped
+        at = part.start + skipped
+        while at < part.stop:
+            size = min(part.stop - at, limit_bytes - used)
+            window.append(_Piece(file=part.file, start=at, stop=at + size, at=used))
+            at, used = at + size, used + size
+            if used == limit_bytes:
+                yield window
+                window, used = [], 0
+    if window:
+        yield window
+
+
+def _is_in_order(pieces: Sequence[FileRange] | Sequence[_Piece]) -> bool:
+    """Whether pieces are needed in the order in which the source has them."""
+    places = [(piece.file, piece.start) for piece in pieces]
+    return places == sorted(places)
+
+
+def _in_order(
+    window: Sequence[_Piece], opened: Callable[[str], ByteSource], progress: Callable[[int], None]
+) -> Iterator[memoryview]:
+    """The bytes of a window that is in order, as they come."""
+    buffer = memoryview(bytearray(_READ_BYTES))
+    for source, start, stop, _ in _reads(window, opened):
+        received = buffer[: stop - start]
+        source.read_into(start, received)
+        progress(len(received))
+        yield received
+
+
+def _gathered(
+    window: Sequence[_Piece], opened: Callable[[str], ByteSource], progress: Callable[[int], None]
+) -> memoryview:
+    """The bytes of a window, read in the order in which the source has them."""
+    buffer = memoryview(bytearray(sum(piece.size_bytes for piece in window)))
+    for source, start, stop, at in _reads(window, opened):
+        source.read_into(start, buffer[at : at + stop - start])
+        progress(stop - start)
+    return buffer
+
+
+def _reads(window: Sequence[_Piece], opened: Callable[[str], ByteSource]) -> Iterator[tuple[ByteSource, int, int, int]]:
+    """The reads that bring a window: file, range, and place in the window; each run of them is one request."""
+    for run in _runs(window):
+        source = opened(run[0].file)
+        source.read_ahead(run[0].start, run[-1].stop)
+        for piece in run:
+            for start in range(piece.start, piece.stop, _READ_BYTES):
+                yield source, start, min(piece.stop, start + _READ_BYTES), piece.at + start - piece.start
+
+
+def _runs(window: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces of a window in the order of the source's files, in runs that are read with one request each."""
+    ordered = sorted(window, key=lambda piece: (piece.file, piece.start))
+    for _, pieces in groupby(ordered, key=lambda piece: piece.file):
+        run: list[_Piece] = []
+        needed = skipped = 0
+        for piece in pieces:
+            gap = piece.start - run[-1].stop if run else 0
+            if (skipped + gap) * _MAX_SKIPPED_SHARE[1] > needed * _MAX_SKIPPED_SHARE[0]:
+                yield run
+                run, needed, skipped, gap = [], 0, 0, 0
+            run.append(piece)
+            needed, skipped = needed + piece.size_bytes, skipped + gap
+        yield run
