@@ -107,14 +107,15 @@ class Leases:
                 waiting[place] = self._tasks.begin(self._renew_at(place.link))
 
     async def _renew_at(self, link: StageLink) -> None:
-        ids = [session.id for session in self._sessions.held_at(link)]
+        # A session that is being opened may not be there yet, and be there when the answer comes.
+        opened = {session.id: session.opened_epoch for session in self._sessions.held_at(link)}
         try:
-            gone = await link.renew(self._head, ids)
+            gone = await link.renew(self._head, list(opened))
         except ShardhubError as error:
             log.warning("leases at %s could not be renewed: %s", link.name, error)
             return
         for session_id in gone:
-            session = self._sessions.get(session_id)
+            session = self._sessions.get(session_id) if session_id in opened else None
             if session is not None and link in session.path.links and (session.is_open or session.is_parked):
                 lost = SessionUnknown(f"{link.name} no longer holds the session.")
-                session.on_failure(session.epoch, lost)
+                session.on_failure(opened[session_id], lost)

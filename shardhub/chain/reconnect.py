@@ -65,7 +65,7 @@ class Reconnector(ChainObserver):
         """
         places = tuple(place for place in self._chain.places if place.link in links)
         if (looking := self._looks.get(places)) is None:
-            looking = self._looks[places] = asyncio.create_task(self._look(places))
+            looking = self._looks[places] = asyncio.create_task(self._look(places, len(links)))
             looking.add_done_callback(lambda _: self._looks.pop(places, None))
         await asyncio.shield(looking)
 
@@ -78,12 +78,13 @@ class Reconnector(ChainObserver):
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _look(self, places: Sequence[Place]) -> None:
+    async def _look(self, places: Sequence[Place], num_links: int) -> None:
         await asyncio.gather(*(self._look_at(place) for place in places))
         there = [place for place in places if place.is_there]
         is_whole_chain = len(places) == len(self._chain.places)
-        # A lost node is reason enough: probing the hops between the others would only delay the stream.
-        if is_whole_chain or len(there) == len(places):
+        # A lost node, or a link replaced since, is reason enough: probing the hops between the others would only delay
+        # the stream.
+        if is_whole_chain or len(there) == num_links:
             await self._chain.paths.find_hops(there)
 
     async def _look_at(self, place: Place) -> None:

@@ -89,6 +89,7 @@ class ChainSession:
     Attributes:
         id: 128-bit id.
         epoch: Rises with each recovery.
+        opened_epoch: The newest epoch that all stages have reported as open.
         path: The path of its steps.
         ids: Token ids the stages hold once the steps in flight have arrived.
         shapes: Lengths of the steps the ids came in, so that a replay can use the same ones.
@@ -98,6 +99,7 @@ class ChainSession:
     def __init__(self, chain: Carrier, path: Path, *, context: int, parameters: SamplingParameters) -> None:
         self.id = chain.dice.new_id()
         self.epoch = 0
+        self.opened_epoch = 0
         self.path = path
         self.ids: list[int] = []
         self.shapes: list[int] = []
@@ -150,6 +152,7 @@ class ChainSession:
             raise
         self._chain.is_full = False
         self.is_open = True
+        self.opened_epoch = self.epoch
         if fork_of is not None:
             self.ids = fork_of.ids[:position]
             self.shapes = list(fork_of.shapes)

@@ -175,7 +175,7 @@ class Slow:
         line.latency_s, line.bytes_per_s = self.latency_s, self.bytes_per_s
 
         def restore() -> None:
-            line.latency_s, line.bytes_per_s = before
+            world.network.set_rate(one, other, latency_s=before[0], bytes_per_s=before[1])
 
         world.later(self.for_s, restore)
 

@@ -135,6 +135,13 @@ class Network:
             for call in list(self._calls):
                 call.flow(sender, receiver)
 
+    def set_rate(self, sender: Host, receiver: Host, *, latency_s: float, bytes_per_s: float) -> None:
+        """Change the rate of a line, also for what is on its way."""
+        line = self.line(sender, receiver)
+        line.latency_s, line.bytes_per_s, line.free_at = latency_s, bytes_per_s, self.loop.now
+        for call in self._calls:
+            call.send_again(sender, receiver)
+
     def reset(self, one: Host, other: Host) -> None:
         """Break all connections between two hosts: messages in flight are lost."""
         for call in self._between(one, other):
@@ -362,6 +369,7 @@ class Side:
         self._sending: deque[tuple[bytes | None, Status | None]] = deque()
         self._num_on_way = 0
         self._is_flowing = False
+        self._num_starts = 0
         self._changed: list[asyncio.Future[None]] = []
         self.other: Side
 
@@ -425,9 +433,19 @@ class Side:
         now = network.loop.now
         # Streams share the line's rate.
         line.free_at = max(line.free_at, now) + (_FRAME_BYTES + len(data or b"")) / line.bytes_per_s
-        network.later(line.free_at - now + line.latency_s + network.jitter_s(), self._deliver)
+        self._num_starts += 1
+        start = self._num_starts
+        network.later(line.free_at - now + line.latency_s + network.jitter_s(), lambda: self._deliver(start))
 
-    def _deliver(self) -> None:
+    def send_again(self) -> None:
+        """Put the message that is on the line on it anew."""
+        if self._is_flowing:
+            self._is_flowing = False
+            self.flow()
+
+    def _deliver(self, start: int) -> None:
+        if start != self._num_starts:  # it was put on the line anew
+            return
         self._is_flowing = False
         network = self._call.network
         line = network.line(self.host, self.other.host)
@@ -518,9 +536,17 @@ class Call:
 
     def flow(self, sender: Host, receiver: Host) -> None:
         """Resume sending after a block."""
-        for side in (self.client, self.server):
-            if side.host is sender and side.other.host is receiver:
-                side.flow()
+        for side in self._sides(sender, receiver):
+            side.flow()
+
+    def send_again(self, sender: Host, receiver: Host) -> None:
+        """Put the messages that are on a line on it anew."""
+        for side in self._sides(sender, receiver):
+            side.send_again()
+
+    def _sides(self, sender: Host, receiver: Host) -> list[Side]:
+        sides = (self.client, self.server)
+        return [side for side in sides if side.host is sender and side.other.host is receiver]
 
     def arrived(self, side: Side) -> None:
         """Handle a message that reached a side: the first one at the server starts the method."""

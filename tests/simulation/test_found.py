@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation import faults
-from tests.simulation.scenario import NodeSpec, RequestSpec, Scenario
+from tests.simulation.scenario import HeadSpec, NodeSpec, RequestSpec, Scenario
 from tests.simulation.world import run
 
 
@@ -41,3 +41,26 @@ def test_steps_that_a_head_gave_up_take_no_room_from_those_that_replace_them(bus
     outcome = run(scenario)
     assert outcome.failures == []
     assert set(outcome.outcomes) <= {"length", "stop"}
+
+
+def test_a_renewal_says_nothing_of_a_session_that_is_just_being_opened() -> None:
+    """A node does not know a session yet that a head's renewal names, and holds it when its answer arrives."""
+    scenario = Scenario(
+        seed=2694,
+        cuts=(1, 2),
+        nodes=(
+            NodeSpec(first=0, last=0, id_s=0.0005),
+            NodeSpec(first=1, last=1, id_s=0.01, max_sessions=1),
+        ),
+        heads=(HeadSpec(at_s=0.0, first_answer=4), HeadSpec(at_s=0.4302051617671355)),
+        requests=(
+            RequestSpec(at_s=0.01, prompt=12, words=0, own=3, max_tokens=8),
+            RequestSpec(at_s=1.0660682126486187, prompt=30, words=0, own=0, max_tokens=16, right_drafts=0.5),
+        ),
+        lease_s=3.0,
+        latency_s=0.01,
+        jitter_s=0.02,
+    )
+    outcome = run(scenario)
+    assert outcome.failures == []
+    assert outcome.outcomes == ["length", "length"]

@@ -34,6 +34,7 @@ class Upkeep:
         self._idle_since = world.loop.now
         self._progress: dict[Stream, tuple[object, float]] = {}
         self._given_up_since: dict[tuple[Node, bytes], float] = {}
+        self._slow_at: dict[Node, float] = {}
 
     def look(self) -> Iterator[str]:
         """The violations at this moment."""
@@ -80,9 +81,15 @@ class Upkeep:
                 yield f"a {stream.status.value} stream of {head.name} waits without a fault"
 
     def _late_leases(self, node: Node, now: float) -> Iterator[str]:
-        """Leases about to expire under a living head: one that renews them always has a third of each left."""
+        """Leases about to expire under a living head: one that renews them always has a third of each left.
+
+        Renewals wait for the step that runs, and a slow node's step may take longer than that third.
+        """
         lease_s = self._world.scenario.lease_s
-        if node.engine is None or not node.is_up or now - self._fine_since < lease_s:
+        if node.slowness != 1:
+            self._slow_at[node] = now
+        since = max(self._fine_since, self._slow_at.get(node, -lease_s))
+        if node.engine is None or not node.is_up or now - since < lease_s:
             return
         for key, entry in node.engine._sessions._entries.items():
             left_s = entry.lease_ends - node.engine._clock.now()
