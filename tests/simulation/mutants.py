@@ -308,8 +308,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="lease-of-parked-not-renewed",
         what="The head does not renew the leases of parked sessions.",
         path=f"{_CHAIN}/leases.py",
-        old="for session in self._sessions.held_at(link)]",
-        new="for session in self._sessions.held_at(link) if not session.is_parked]",
+        old="for session in self._sessions.held_at(link)}",
+        new="for session in self._sessions.held_at(link) if not session.is_parked}",
         seed=9,
     ),
     # Nodes that come and go.
