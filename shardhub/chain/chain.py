@@ -276,6 +276,7 @@ class Chain:
             check_one_model([*(other.link for other in self.places if other is not place), link])
             self._check_limits(link)
             await link.start(self.head, partial(self._arrived, place), lost)
+            self.leases.renew_at(link)
             await self.paths.put(place, link)
             self.sizes.changed()
             await self.leases.close_left_open(link)

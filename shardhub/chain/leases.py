@@ -90,6 +90,11 @@ class Leases:
         """Close the sessions that were given up while a link's node was away."""
         await self._close(link, self._left_open.pop(link.name, []))
 
+    def renew_at(self, link: StageLink) -> None:
+        """Renew what a node may still hold whose link is there again: the next regular renewal may come too late."""
+        if self._sessions.held_at(link):
+            self._tasks.begin(self._renew_at(link))
+
     async def _renew(self) -> None:
         naps = Naps(self._clock.with_sleep, awake=self._clock.now)
         waiting: dict[Place, asyncio.Task[None]] = {}

@@ -64,3 +64,21 @@ def test_a_renewal_says_nothing_of_a_session_that_is_just_being_opened() -> None
     outcome = run(scenario)
     assert outcome.failures == []
     assert outcome.outcomes == ["length", "length"]
+
+
+def test_leases_are_renewed_as_soon_as_a_link_is_back() -> None:
+    """A link breaks whenever leases would be renewed; a stream that waits for another node keeps its session here."""
+    scenario = Scenario(
+        seed=1,
+        nodes=(NodeSpec(first=0, last=0), NodeSpec(first=1, last=1)),
+        requests=(RequestSpec(at_s=0.5, prompt=5, max_tokens=24),),
+        faults=(
+            faults.Kill(at_s=0.65, node=1, back_s=7.0),
+            *(faults.Reset(at_s=at_s, one=-1, other=0) for at_s in (1.34, 2.34, 3.34, 4.34)),
+        ),
+        lease_s=3.0,
+        latency_s=0.02,
+    )
+    outcome = run(scenario)
+    assert outcome.failures == []
+    assert outcome.outcomes == ["length"]
