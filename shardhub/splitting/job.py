@@ -299,19 +299,15 @@ def prepare(
         by_reference: Whether weight files that are copies of the source's bytes are left there.
 
     Raises:
-        UsageError: `by_reference` is set, and the source is not on the Hub.
+        UsageError: `by_reference` is set, and the source is not on the Hub, or is quantised while it is read.
         FormatError: `name` is not a plain file name.
         PlanError: The stages do not cover every layer once.
         WeightFileError: The checkpoint lacks tensors of the model.
         UnsupportedModel: Two weight files would have the same name.
     """
     check_file_name(pipeline_name(name), where="`name`")
-    if by_reference and source.repo is None:
-        raise UsageError(
-            f"{checkpoint.where} cannot be published by reference.",
-            why="It is a folder on this machine, which other machines cannot read.",
-            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
-        )
+    if by_reference:
+        check_can_refer(checkpoint.where, in_folder=source.repo is None, quantised=checkpoint.is_virtual)
     _check_cover(contents.num_layers, stages)
     missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
     if missing:
@@ -358,6 +354,31 @@ def prepare(
         files=pipeline_files(checkpoint),
         by_reference=by_reference,
     )
+
+
+def check_can_refer(model: str, *, in_folder: bool, quantised: bool) -> None:
+    """Check that the weights of a model may be left where they are.
+
+    Args:
+        model: The model, for the message.
+        in_folder: Whether it is a folder on this machine.
+        quantised: Whether its weights are quantised while it is split.
+
+    Raises:
+        UsageError: They may not.
+    """
+    if in_folder:
+        raise UsageError(
+            f"{model} cannot be published by reference.",
+            why="It is a folder on this machine, which other machines cannot read.",
+            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
+        )
+    if quantised:
+        raise UsageError(
+            f"{model} cannot be quantised on the way and published by reference.",
+            why="Its repo holds the floats: the quantised weights exist only once they are uploaded.",
+            hint="Leave out `by_reference`, or give the repo of a model that is quantised already.",
+        )
 
 
 def _key(layout: FileLayout, checkpoint: Checkpoint, recipe: str) -> str:

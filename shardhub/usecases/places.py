@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shardhub.checkpoint.quantisation import Quantisation, quantisation_text
+from shardhub.checkpoint.quantisation import Quantisation, quantisation_text, quantised_name
 from shardhub.checkpoint.unread_fields import is_named, read_fields
 from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
@@ -106,7 +106,7 @@ def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
     if name is not None:
         return name
     own = model.source.repo or str(model.checkpoint.folder.resolve())
-    if model.name != own.rsplit("/", 1)[-1]:
+    if not model.name.startswith(own.rsplit("/", 1)[-1]):
         watcher.note(
             f"the name is derived from {model.name}, with the characters that a Hub accepts; `name` NAME gives "
             "another name"
@@ -277,6 +277,7 @@ def _quantised(model: Model, quantisation: Quantisation, *, check_weights: bool,
     )
     return replace(
         model,
+        name=model_name(quantised_name(model.name, record)),
         checkpoint=checkpoint,
         source=model.source.model_copy(update={"quantized": record}),
         notes=(*model.notes, *checkpoint.notes),

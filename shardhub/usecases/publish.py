@@ -24,7 +24,7 @@ from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
 from shardhub.setting_checks import check_argument, check_settings
-from shardhub.splitting.job import prepare
+from shardhub.splitting.job import check_can_refer, prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
 from shardhub.usecases.cut import Cut, decide_and_prove
 from shardhub.usecases.parity import ParitySettings, measure_split, settle_numbers, twin_findings
@@ -129,6 +129,9 @@ class Push:
             check_model_name(settings.name)
         if settings.namespace is not None:
             check_namespace(settings.namespace)
+        if settings.by_reference:
+            in_folder = isinstance(parse_reference(model), Path)
+            check_can_refer(str(model), in_folder=in_folder, quantised=settings.quantisation is not None)
         self._signer = signer_of(settings.sign_key)
         self._calls = HubCalls(api=hub(), notice=watcher.note)
         account = self._calls.writer()
@@ -236,7 +239,8 @@ def publish(
 
     Raises:
         PlanError, UnsupportedModel, ProofFailed, ParityFailed: As `split`.
-        UsageError: The pipeline would become public, and that was not confirmed.
+        UsageError: The pipeline would become public, and that was not confirmed; or the model cannot be published by
+            reference.
         AccessError: The token may not write there.
         Conflict: The name is taken by another cut, or a repo was changed meanwhile.
         WeightFileError: The source changed, or its bytes are not what they were.

@@ -162,6 +162,20 @@ def test_hub_model_is_quantised_by_ranges(
     }
 
 
+def test_floats_are_not_replaced_unasked(command: Callable[..., Result], repo: str) -> None:
+    """Quantised shards have a name of their own; given the floats' name, they are refused with the way out."""
+    named = command("split-and-push", repo, "--cuts", "1", "--dry-run", "--json", *OPTIONS)
+    assert named.exit_code == 0, named.stderr
+    assert json.loads(named.stdout)["repos"][-1]["repo"] == "ann/floats-4bit-gs32-pipeline"
+    assert "the name is derived" not in named.stderr
+    floats = command("split-and-push", repo, "--cuts", "1", "--no-parity")
+    assert floats.exit_code == 0, floats.stderr
+    refused = command("split-and-push", repo, "--cuts", "1", "--name", "floats", "--dry-run", *OPTIONS)
+    assert refused.exit_code == 1
+    assert "as the model has them, and these are in 4 bits, affine, in groups of 32" in refused.stderr
+    assert "--replace" in refused.stderr
+
+
 def test_pipeline_is_verified_by_its_source(command: Callable[..., Result], model: Path, made: Path) -> None:
     """Its tensors are computed again from the folder of floats, and so are the whole model's numbers."""
     same = command("verify", made / "m-pipeline", "--source", "--source-folder", model, "--json")
@@ -200,6 +214,14 @@ def test_wrong_options_are_refused(
     assert refused.exit_code == 2
     assert message in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_quantised_weights_cannot_be_left_in_the_source(command: Callable[..., Result]) -> None:
+    """`--by-reference` beside `--q-bits` is refused before the model is looked at, which does not even exist."""
+    refused = command("split-and-push", "ann/nothing", "--stages", "2", "--by-reference", *OPTIONS)
+    assert refused.exit_code == 2
+    assert "cannot be quantised on the way and published by reference" in refused.stderr
+    assert "Leave out --by-reference" in refused.stderr
 
 
 def test_quantised_pipeline_is_not_quantised_again(command: Callable[..., Result], model: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from shardhub.hub.fetch import Fetcher
 from shardhub.hub.push_decisions import Action
 from shardhub.hub.reference import Reference
 from shardhub.localhub.server import RunningHub
-from shardhub.manifest import Manifest, SourceLocation, canonical, decode_identified
+from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, STAGE_FILE
 from shardhub.shard import read_shard
 from shardhub.splitting.job import prepare
@@ -138,12 +138,21 @@ def test_source_is_read_once(
     assert net.fetched(WEIGHTS) < 4096  # its headers
 
 
-def test_folder_cannot_be_referred_to(model: Path, tmp_path: Path) -> None:
-    """A model on this machine is refused before anything is read."""
-    checkpoint = open_checkpoint(model)
+@pytest.mark.parametrize(
+    ("source", "is_virtual", "text"),
+    [
+        (FOLDER, False, "It is a folder on this machine"),
+        (Source(repo="ann/m", commit="a" * 40), True, "the quantised weights exist only once they are uploaded"),
+    ],
+)
+def test_weights_that_others_cannot_read_are_not_referred_to(
+    model: Path, tmp_path: Path, source: Source, is_virtual: bool, text: str
+) -> None:
+    """A folder of this machine, and weights that are computed while they are read, are refused."""
+    checkpoint = replace(open_checkpoint(model), is_virtual=is_virtual)
     contents, stages = contents_of(checkpoint), stages_of(checkpoint, [3])
-    with pytest.raises(UsageError, match="cannot be published by reference"):
-        prepare(checkpoint, contents, stages, tmp_path, name="m", source=FOLDER, by_reference=True)
+    with pytest.raises(UsageError, match=text):
+        prepare(checkpoint, contents, stages, tmp_path, name="m", source=source, by_reference=True)
 
 
 # What is fetched
