@@ -134,7 +134,7 @@ def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec
     if document.source != stage.source:
         raise _mismatch(
             f"{where} names another source than the stage.",
-            f"It names {_shown(document.source)}, and stage.json names {_shown(stage.source)}.",
+            f"It names {source_text(document.source)}, and stage.json names {source_text(stage.source)}.",
         )
     names = [file.name for file in document.files]
     if names != [file.name for file in stage.weight_files if file.name in set(names)]:
@@ -163,8 +163,10 @@ def _assembly(file: ReferencedFile, promised: WeightFile, tensors: Mapping[str, 
     return assembly
 
 
-def _shown(source: Source) -> str:
-    return "a folder" if source.repo is None else f"{source.repo} at {(source.commit or 'no commit')[:12]}"
+def source_text(source: Source) -> str:
+    """A source in a few words, such as "org/model at 0123456789ab"."""
+    place = "a folder" if source.repo is None else f"{source.repo} at {(source.commit or 'no commit')[:12]}"
+    return place if source.quantized is None else f"{place}, quantised"
 
 
 def _mismatch(what: str, why: str) -> DigestMismatch:

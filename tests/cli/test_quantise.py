@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from shardhub.cli.app import app
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import SourceQuantization
 from shardhub.shard import read_pipeline, read_shard
-from tests import originals
+from tests import forks, originals
 from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
 
 pytestmark = OVER_LFS
@@ -136,6 +139,61 @@ def test_second_run_computes_nothing(command: Callable[..., Result], model: Path
     refused = command("split", model, made, "--cuts", "1", "--name", "m", "--no-parity", "--q-bits", "8")
     assert refused.exit_code == 2
     assert "already exists with other contents" in refused.stderr
+
+
+def _killed(wire: Wire, endpoint: str, is_moment: Callable[[str, str], bool], *arguments: object, **env: str) -> int:
+    """Run `shardhub`, and kill it after the first answer of the Hub for which `is_moment`; its exit code."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def after(method: str, path: str) -> None:
+        if is_moment(method, path):
+            running[0].kill()
+
+    wire.after = after
+    try:
+        with forks.popen([*map(str, arguments)], env={**os.environ, "HF_ENDPOINT": endpoint, **env}) as process:
+            running.append(process)
+            return process.wait(300)
+    finally:
+        wire.reset()
+
+
+@pytest.mark.parametrize("in_place", ["folder", "hub"])
+def test_killed_run_is_finished_by_the_next(
+    command: Callable[..., Result],
+    served: tuple[RunningHub, Wire],
+    api: HfApi,
+    repo: str,
+    made: Path,
+    tmp_path: Path,
+    in_place: str,
+) -> None:
+    """After SIGKILL in the middle of a weight file, or of a push, nothing looks whole; then the bytes are right."""
+    hub, wire = served
+    env = {"HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    cut = ("--cuts", "1", "--no-parity", *OPTIONS)
+    if in_place == "folder":
+        arguments = ("split", repo, tmp_path / "out", "--name", "m", *cut)
+
+        def is_moment(method: str, path: str) -> bool:
+            return method == "GET" and path.endswith(".safetensors") and bool(list(tmp_path.rglob("*.safetensors")))
+    else:
+        arguments = ("split-and-push", repo, "--name", "killed", *cut)
+
+        def is_moment(method: str, path: str) -> bool:
+            return method == "POST" and "killed-shard-0/commit/" in path
+
+    assert _killed(wire, hub.endpoint, is_moment, *arguments, **env) == -signal.SIGKILL
+    assert not (tmp_path / "out" / "m-pipeline").exists()
+    assert not api.repo_exists("ann/killed-pipeline")
+    done = command(*arguments)
+    assert done.exit_code == 0, done.stderr
+    for path, data in _weight_files(made).items():
+        shard, file = path.split("/")
+        if in_place == "folder":
+            assert (tmp_path / "out" / path).read_bytes() == data
+        else:
+            assert Path(api.hf_hub_download(f"ann/{shard.replace('m-', 'killed-')}", file)).read_bytes() == data
 
 
 def test_hub_model_is_quantised_by_ranges(
