@@ -339,7 +339,7 @@ def prepare(
                 folder=out / shard_name(name, index),
                 contents=stage,
                 layouts=layouts,
-                keys=tuple(_key(layout, checkpoint, recipe) for layout in layouts),
+                keys=tuple(layout_key(layout, checkpoint, recipe) for layout in layouts),
             )
         )
     return SplitJob(
@@ -381,7 +381,7 @@ def check_can_refer(model: str, *, in_folder: bool, quantised: bool) -> None:
         )
 
 
-def _key(layout: FileLayout, checkpoint: Checkpoint, recipe: str) -> str:
+def layout_key(layout: FileLayout, checkpoint: Checkpoint, recipe: str = "") -> str:
     """Digest of what a weight file is made of: its header, the ranges it copies, and the files that contain them.
 
     A computed tensor may depend on any tensor, so all files count then, and how it is computed.

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardhub.checkpoint.header import encode_header, read_header
+from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.errors import (
     AccessError,
     DigestMismatch,
@@ -93,6 +94,7 @@ def test_documents_only_are_published(api: HfApi, referring: Referring, copied) 
     for index, at in enumerate(referring.published.shards):
         files = api.list_repo_files(at.repo)
         assert not [name for name in files if name.endswith(WEIGHTS)]
+        assert INDEX_FILE not in files  # it would name files that are not there
         assert RANGES_FILE in files
         assert document(api, at.repo, STAGE_FILE) == (copied(index) / STAGE_FILE).read_bytes()
 
@@ -401,7 +403,8 @@ def test_copies_get_references_and_both_serve(
     assert both.pipeline_id == first.pipeline_id
     assert (both.uploaded_bytes, both.given_bytes) == (0, 0)
     at = both.shards[0]
-    assert {name for name in api.list_repo_files(at.repo) if name.endswith(WEIGHTS)}
+    files = set(api.list_repo_files(at.repo))
+    assert set(json.loads(document(api, at.repo, INDEX_FILE))["weight_map"].values()) <= files
     layer = f"/{at.repo}/resolve/{at.commit}/layer-00001.safetensors"
     net.when(layer, faulty.status(403), times=10)
     folder = fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
@@ -437,7 +440,9 @@ def test_references_become_copies(
     assert made.uploaded_bytes > 0
     assert json.loads(document(api, made.pipeline.repo, MANIFEST_FILE))["format_version"] == 1
     at = made.shards[0]
-    assert RANGES_FILE not in api.list_repo_files(at.repo)
+    files = set(api.list_repo_files(at.repo))
+    assert RANGES_FILE not in files
+    assert set(json.loads(document(api, at.repo, INDEX_FILE))["weight_map"].values()) <= files
     api.delete_repo(repo)
     fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
 
@@ -488,6 +493,7 @@ def test_only_files_with_computed_tensors_are_uploaded(
     at = push(api, user, repo, [3], tmp_path, contents=contents).shards[0]
     files = api.list_repo_files(at.repo)
     assert [name for name in files if name.endswith(WEIGHTS)] == ["layer-00001.safetensors"]
+    assert INDEX_FILE not in files
     folder = fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
     layer = load_file(folder / "layer-00001.safetensors")
     source = {name: tensor for path in model.glob("*.safetensors") for name, tensor in load_file(path).items()}
