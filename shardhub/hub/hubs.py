@@ -63,6 +63,10 @@ def known_hubs() -> dict[str, KnownHub]:
         return hubs
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=_EXAMPLE) from error
+    if any(isinstance(table, Mapping) and "token" in table for table in tables.values()) and _is_shared(path):
+        raise UsageError(
+            f"{path} holds a token, and other users of this machine can read it.", hint=f"Run: chmod 600 {path}"
+        )
     return hubs | {name: _known(path, name, table) for name, table in tables.items()}
 
 
@@ -92,6 +96,10 @@ def name_of(endpoint: str) -> str | None:
 
 
 _EXAMPLE = 'Write there, for instance: [home] endpoint = "https://hub.example.org" token = "hf_..."'
+
+
+def _is_shared(path: Path) -> bool:
+    return bool(path.stat().st_mode & 0o077)
 
 
 def _known(path: Path, name: str, table: object) -> KnownHub:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardhub.checkpoint.quantisation import quantisation_text
-from shardhub.manifest import Manifest, Proof, ShardHint, Source, Stage
+from shardhub.manifest import Manifest, Proof, ShardHint, Source, SourceLocation, Stage
 from shardhub.naming import PICTURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.resources import resource
@@ -85,6 +85,7 @@ def shard_card(
     num_computed: int = 0,
     num_referenced: int = 0,
     on_hub: bool = False,
+    hub: str | None = None,
 ) -> str:
     """Render README.md of a shard; it names no base model, because a shard is not a model of its own on the Hub.
 
@@ -98,6 +99,7 @@ def shard_card(
         num_computed: Number of tensors that are not copied from the source unchanged.
         num_referenced: Number of weight files that are left in the source.
         on_hub: Whether the names are repos, to which a card may link.
+        hub: Name of the Hub that has the source, if it is another one.
     """
     return _render(
         "shard.md.j2",
@@ -109,7 +111,7 @@ def shard_card(
         index=hint.index,
         num_layers=stage.num_layers,
         num_files=len(stage.weight_files),
-        by_reference=shard_reference(stage, num_referenced, on_hub=on_hub) if num_referenced else "",
+        by_reference=shard_reference(stage, num_referenced, on_hub=on_hub, hub=hub) if num_referenced else "",
         size_bytes=stage.size_bytes,
         source=source,
         pipeline=hint.pipeline,
@@ -185,21 +187,24 @@ def with_parity_line(card: str, numbers: Numbers) -> str:
     return card[:start] + parity_line(numbers) + card[end + len(_PARITY_MARKS[1]) :]
 
 
-def shard_reference(stage: Stage, num_referenced: int, *, on_hub: bool) -> str:
+def shard_reference(stage: Stage, num_referenced: int, *, on_hub: bool, hub: str | None = None) -> str:
     """A shard's paragraph about weight files that are left in the source.
 
     Args:
         stage: Its stage.json.
         num_referenced: Number of these weight files.
         on_hub: Whether the source's name is a repo, to which the card may link.
+        hub: Name of the Hub that has it, if it is another one.
     """
     num_files = len(stage.weight_files)
-    return _reference(stage.source, num_files=num_files, num_referenced=num_referenced, on_hub=on_hub)
+    return _reference(stage.source, hub, num_files=num_files, num_referenced=num_referenced, on_hub=on_hub)
 
 
 def pipeline_reference(manifest: Manifest, *, on_hub: bool) -> str:
     """A pipeline's paragraph about shards whose weights are left in the source."""
-    return _reference(manifest.source, num_files=0, num_referenced=0, on_hub=on_hub)
+    places = (place for stage in manifest.stages for place in stage.locations if isinstance(place, SourceLocation))
+    hub = next((place.hub for place in places), None)
+    return _reference(manifest.source, hub, num_files=0, num_referenced=0, on_hub=on_hub)
 
 
 def with_reference(card: str, paragraph: str) -> str:
@@ -244,8 +249,9 @@ def _render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def _reference(source: Source, **values: Any) -> str:
-    return _render("by_reference.md.j2", repo=source.repo, commit=source.commit, **values).strip()
+def _reference(source: Source, hub: str | None, *, on_hub: bool, **values: Any) -> str:
+    values |= {"repo": source.repo, "commit": source.commit, "hub": hub, "on_hub": on_hub and hub is None}
+    return _render("by_reference.md.j2", **values).strip()
 
 
 def _weights_text(source: Source, num_computed: int) -> str:

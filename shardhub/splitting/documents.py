@@ -62,6 +62,7 @@ def shard_documents(
         num_computed=sum(name in computed for file in stage.weight_files for name in file.tensors),
         num_referenced=len(ranges.files) if ranges is not None else 0,
         on_hub=job.namespace is not None,
+        hub=job.source_hub,
     )
     files = {
         **licence_files(job.checkpoint.folder),

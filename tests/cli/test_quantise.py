@@ -141,67 +141,13 @@ def test_second_run_computes_nothing(command: Callable[..., Result], model: Path
     assert "already exists with other contents" in refused.stderr
 
 
-def _killed(wire: Wire, endpoint: str, is_moment: Callable[[str, str], bool], *arguments: object, **env: str) -> int:
-    """Run `shardhub`, and kill it after the first answer of the Hub for which `is_moment`; its exit code."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def after(method: str, path: str) -> None:
-        if is_moment(method, path):
-            running[0].kill()
-
-    wire.after = after
-    try:
-        with forks.popen([*map(str, arguments)], env={**os.environ, "HF_ENDPOINT": endpoint, **env}) as process:
-            running.append(process)
-            return process.wait(300)
-    finally:
-        wire.reset()
-
-
-@pytest.mark.parametrize("in_place", ["folder", "hub"])
-def test_killed_run_is_finished_by_the_next(
-    command: Callable[..., Result],
-    served: tuple[RunningHub, Wire],
-    api: HfApi,
-    repo: str,
-    made: Path,
-    tmp_path: Path,
-    in_place: str,
-) -> None:
-    """After SIGKILL in the middle of a weight file, or of a push, nothing looks whole; then the bytes are right."""
-    hub, wire = served
-    env = {"HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    cut = ("--cuts", "1", "--no-parity", *OPTIONS)
-    if in_place == "folder":
-        arguments = ("split", repo, tmp_path / "out", "--name", "m", *cut)
-
-        def is_moment(method: str, path: str) -> bool:
-            return method == "GET" and path.endswith(".safetensors") and bool(list(tmp_path.rglob("*.safetensors")))
-    else:
-        arguments = ("split-and-push", repo, "--name", "killed", *cut)
-
-        def is_moment(method: str, path: str) -> bool:
-            return method == "POST" and "killed-shard-0/commit/" in path
-
-    assert _killed(wire, hub.endpoint, is_moment, *arguments, **env) == -signal.SIGKILL
-    assert not (tmp_path / "out" / "m-pipeline").exists()
-    assert not api.repo_exists("ann/killed-pipeline")
-    done = command(*arguments)
-    assert done.exit_code == 0, done.stderr
-    for path, data in _weight_files(made).items():
-        shard, file = path.split("/")
-        if in_place == "folder":
-            assert (tmp_path / "out" / path).read_bytes() == data
-        else:
-            assert Path(api.hf_hub_download(f"ann/{shard.replace('m-', 'killed-')}", file)).read_bytes() == data
-
-
 def test_hub_model_is_quantised_by_ranges(
     command: Callable[..., Result], api: HfApi, repo: str, made: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Pushed or split from a Hub, the files are those of the folder, and no weight file of the source is kept."""
-    split = command("split", repo, tmp_path / "out", "--cuts", "1", "--name", "m", *OPTIONS)
+    split = command("split", repo, tmp_path / "out", "--cuts", "1", "--name", "m", "--json", *OPTIONS)
     assert split.exit_code == 0, split.stderr
+    assert json.loads(split.stdout)["parity"]["tokens_equal"] == 64
     assert _weight_files(tmp_path / "out") == _weight_files(made)
     pushed = command("split-and-push", repo, "--cuts", "1", "--name", "m", "--check-weights", "--json", *OPTIONS)
     assert pushed.exit_code == 0, pushed.stderr
@@ -295,3 +241,58 @@ def test_quantised_pipeline_is_not_quantised_again(command: Callable[..., Result
     assert refused.exit_code == 1
     assert "is quantised already" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def _killed(wire: Wire, endpoint: str, is_moment: Callable[[str, str], bool], *arguments: object, **env: str) -> int:
+    """Run `shardhub`, and kill it after the first answer of the Hub for which `is_moment`; its exit code."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def after(method: str, path: str) -> None:
+        if is_moment(method, path):
+            running[0].kill()
+
+    wire.after = after
+    try:
+        with forks.popen([*map(str, arguments)], env={**os.environ, "HF_ENDPOINT": endpoint, **env}) as process:
+            running.append(process)
+            return process.wait(300)
+    finally:
+        wire.reset()
+
+
+@pytest.mark.parametrize("in_place", ["folder", "hub"])
+def test_killed_run_is_finished_by_the_next(
+    command: Callable[..., Result],
+    served: tuple[RunningHub, Wire],
+    api: HfApi,
+    repo: str,
+    made: Path,
+    tmp_path: Path,
+    in_place: str,
+) -> None:
+    """After SIGKILL in the middle of a weight file, or of a push, nothing looks whole; then the bytes are right."""
+    hub, wire = served
+    env = {"HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    cut = ("--cuts", "1", "--no-parity", *OPTIONS)
+    if in_place == "folder":
+        arguments = ("split", repo, tmp_path / "out", "--name", "m", *cut)
+
+        def is_moment(method: str, path: str) -> bool:
+            return method == "GET" and path.endswith(".safetensors") and bool(list(tmp_path.rglob("*.safetensors")))
+    else:
+        arguments = ("split-and-push", repo, "--name", "killed", *cut)
+
+        def is_moment(method: str, path: str) -> bool:
+            return method == "POST" and "killed-shard-0/commit/" in path
+
+    assert _killed(wire, hub.endpoint, is_moment, *arguments, **env) == -signal.SIGKILL
+    assert not (tmp_path / "out" / "m-pipeline").exists()
+    assert not api.repo_exists("ann/killed-pipeline")
+    done = command(*arguments)
+    assert done.exit_code == 0, done.stderr
+    for path, data in _weight_files(made).items():
+        shard, file = path.split("/")
+        if in_place == "folder":
+            assert (tmp_path / "out" / path).read_bytes() == data
+        else:
+            assert Path(api.hf_hub_download(f"ann/{shard.replace('m-', 'killed-')}", file)).read_bytes() == data
