@@ -151,8 +151,9 @@ def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec
             f"{where} names another source than the stage.",
             f"It names {source_text(document.source)}, and stage.json names {source_text(stage.source)}.",
         )
-    names = [file.name for file in document.files]
-    if names != [file.name for file in stage.weight_files if file.name in set(names)]:
+    names = dict.fromkeys(file.name for file in document.files)
+    in_order = [file.name for file in stage.weight_files if file.name in names]
+    if [file.name for file in document.files] != in_order:
         raise _unfit(where, "its files are not files of the stage, each once and in the stage's order")
     files = {file.name: file for file in stage.weight_files}
     by_name = {file.name: _assembly(file, files[file.name], tensors, where) for file in document.files}

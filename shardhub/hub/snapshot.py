@@ -157,8 +157,9 @@ class Snapshot:
     def _bring_weights(self, stage: Stage, tensors: Mapping[str, TensorSpec], assemblies: Assemblies) -> None:
         repo, cache = self._repo, self._cache
         absent = [file for file in stage.weight_files if not cache.has(file.sha256, file.size_bytes)]
+        names = {file.name for file in absent}
         for file in stage.weight_files:
-            if file not in absent:
+            if file.name not in names:
                 # From another shard: the bytes are the same, but may not match this catalogue.
                 check_weight_header(cache.blob(file.sha256), file, tensors)
                 cache.link(self._folder, file.name, file.sha256)

@@ -63,8 +63,8 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
 
     Tensors that are not copied unchanged come from upstream's own sanitize, as when mlx-lm loads the model.
 
-    Those of a checkpoint that is quantised while it is read are computed now, and stay in memory until they are written,
-    so that its source is read once.
+    Those of a checkpoint that is quantised while it is read are computed now. They stay in memory until they are
+    written, so that its source is read once.
 
     Args:
         checkpoint: A checkpoint in a folder on this disk, or one that is quantised while it is read.
