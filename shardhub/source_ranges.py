@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shardhub.checkpoint.header import encode_header
-from shardhub.errors import DigestMismatch, FormatError
+from shardhub.errors import DigestMismatch, FormatError, UsageError
 from shardhub.manifest import (
     MAX_CATALOGUE_BYTES,
     MAX_FILES,
@@ -119,6 +119,31 @@ class Assemblies:
 
     by_name: Mapping[str, Assembly] = field(default_factory=dict)
     hub: str | None = None
+
+
+def check_can_refer(model: str, *, in_folder: bool, quantised: bool) -> None:
+    """Check that the weights of a model may be left where they are.
+
+    Args:
+        model: The model, for the message.
+        in_folder: Whether it is a folder on this machine.
+        quantised: Whether its weights are quantised while it is split.
+
+    Raises:
+        UsageError: They may not.
+    """
+    if in_folder:
+        raise UsageError(
+            f"{model} cannot be published by reference.",
+            why="It is a folder on this machine, which other machines cannot read.",
+            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
+        )
+    if quantised:
+        raise UsageError(
+            f"{model} cannot be quantised on the way and published by reference.",
+            why="Its repo holds the floats: the quantised weights exist only once they are uploaded.",
+            hint="Leave out `by_reference`, or give the repo of a model that is quantised already.",
+        )
 
 
 def are_disjoint(ranges: Sequence[FileRange]) -> bool:

@@ -41,9 +41,11 @@ def commit_on(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     def send() -> str:
-        added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in documents.items()]
-        deletes = [CommitOperationDelete(path_in_repo=path) for path in sorted(deleted)]
-        operations = [*weights, *added, *deletes]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *weights,
+            *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in documents.items()),
+            *(CommitOperationDelete(path_in_repo=path) for path in sorted(deleted)),
+        ]
         return calls.api.create_commit(there.repo, operations, commit_message=message, parent_commit=there.commit).oid
 
     try:

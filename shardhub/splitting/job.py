@@ -29,7 +29,7 @@ from shardhub.manifest import (
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
-from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges
+from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
@@ -361,31 +361,6 @@ def prepare(
         by_reference=by_reference,
         source_hub=source_hub,
     )
-
-
-def check_can_refer(model: str, *, in_folder: bool, quantised: bool) -> None:
-    """Check that the weights of a model may be left where they are.
-
-    Args:
-        model: The model, for the message.
-        in_folder: Whether it is a folder on this machine.
-        quantised: Whether its weights are quantised while it is split.
-
-    Raises:
-        UsageError: They may not.
-    """
-    if in_folder:
-        raise UsageError(
-            f"{model} cannot be published by reference.",
-            why="It is a folder on this machine, which other machines cannot read.",
-            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
-        )
-    if quantised:
-        raise UsageError(
-            f"{model} cannot be quantised on the way and published by reference.",
-            why="Its repo holds the floats: the quantised weights exist only once they are uploaded.",
-            hint="Leave out `by_reference`, or give the repo of a model that is quantised already.",
-        )
 
 
 def layout_key(layout: FileLayout, checkpoint: Checkpoint, recipe: str = "") -> str:

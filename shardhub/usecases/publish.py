@@ -24,7 +24,8 @@ from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
 from shardhub.setting_checks import check_argument, check_settings
-from shardhub.splitting.job import check_can_refer, prepare
+from shardhub.source_ranges import check_can_refer
+from shardhub.splitting.job import prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
 from shardhub.usecases.cut import Cut, decide_and_prove
 from shardhub.usecases.parity import ParitySettings, measure_split, settle_numbers, twin_findings
