@@ -107,7 +107,7 @@ def _known(path: Path, name: str, table: object) -> KnownHub:
     if not re.fullmatch(HUB_PATTERN, name):
         fault = f"{name[:80]!r} is not a name: write small letters, digits, '.' and '-'"
     elif not isinstance(table, Mapping) or not {"endpoint"} <= set(table) <= {"endpoint", "token"}:
-        fault = f"[{name}] needs an `endpoint`, and may have a `token`"
+        fault = f"[{name}] needs an endpoint, and may have a token"
     elif not all(isinstance(value, str) and value for value in table.values()):
         fault = f"the values of [{name}] are not texts"
     elif not table["endpoint"].startswith(("https://", "http://")):
