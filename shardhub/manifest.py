@@ -24,6 +24,7 @@ from shardhub.errors import DigestMismatch, FormatError, NewerFormat
 from shardhub.naming import (
     COMMIT_PATTERN,
     DIGEST_PATTERN,
+    HUB_PATTERN,
     PLAIN_FILE_PATTERN,
     REPO_PATTERN,
     WEIGHT_FILE_PATTERN,
@@ -46,6 +47,7 @@ MAX_SIZE = 1 << 50
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 Commit = Annotated[str, Field(pattern=COMMIT_PATTERN)]
 Repo = Annotated[str, Field(pattern=REPO_PATTERN)]
+HubName = Annotated[str, Field(pattern=HUB_PATTERN)]
 TensorName = Annotated[str, Field(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
@@ -269,11 +271,18 @@ class FolderLocation(Document):
 
 
 class SourceLocation(Document):
-    """The model that a shard was made from; the ranges.json of the shard's repo says where in it the weights lie."""
+    """The model that a shard was made from; the ranges.json of the shard's repo says where in it the weights lie.
+
+    Attributes:
+        hub: Name of the Hub that has it; None if it is the one that the manifest is on.
+    """
+
+    omitted_when_empty = ("hub",)
 
     kind: Literal["source"] = "source"
     repo: Repo
     commit: Commit
+    hub: HubName | None = None
 
 
 Location = Annotated[RepoLocation | FolderLocation | SourceLocation, Field(discriminator="kind")]

@@ -14,6 +14,8 @@ WEIGHT_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors$"
 # Names of the small files beside the weights.
 PLAIN_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+# Name under which documents and settings know a Hub that is not the reader's own.
+HUB_PATTERN = r"^[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?$"
 # Default port of `shardhub serve`.
 NODE_PORT = 50051
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"

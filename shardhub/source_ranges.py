@@ -6,20 +6,21 @@ A node that follows a wrong document fetches bytes that do not have the sha256 o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from shardhub.checkpoint.header import encode_header
-from shardhub.errors import DigestMismatch, FormatError
+from shardhub.errors import DigestMismatch, FormatError, UsageError
 from shardhub.manifest import (
     MAX_CATALOGUE_BYTES,
     MAX_FILES,
     MAX_TENSORS_PER_FILE,
     Digest,
     Document,
+    HubName,
     Size,
     Source,
     Stage,
@@ -71,13 +72,17 @@ class SourceRanges(Document):
         stage_digest: Digest of the stage.json that it was made for.
         source: As in that stage.json.
         files: Weight files of the stage, in its order; the others lie in the shard's repo.
+        hub: Name of the Hub that has the source; None if it is the one that the shard is on.
     """
+
+    omitted_when_empty = ("hub",)
 
     kind: Literal["shardhub-ranges"] = "shardhub-ranges"
     format_version: Literal[1] = 1
     stage_digest: Digest
     source: Source
     files: Annotated[tuple[ReferencedFile, ...], Field(min_length=1, max_length=MAX_FILES)]
+    hub: HubName | None = None
 
     @model_validator(mode="after")
     def _on_the_hub(self) -> SourceRanges:
@@ -103,13 +108,51 @@ class Assembly:
         return len(self.header) + sum(part.size_bytes for part in self.ranges)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assemblies:
+    """What a shard's ranges.json says, checked.
+
+    Attributes:
+        by_name: How weight files are put together, by their names.
+        hub: Name of the Hub that has the source; None if it is the one that the shard is on.
+    """
+
+    by_name: Mapping[str, Assembly] = field(default_factory=dict)
+    hub: str | None = None
+
+
+def check_can_refer(model: str, *, in_folder: bool, quantised: bool) -> None:
+    """Check that the weights of a model may be left where they are.
+
+    Args:
+        model: The model, for the message.
+        in_folder: Whether it is a folder on this machine.
+        quantised: Whether its weights are quantised while it is split.
+
+    Raises:
+        UsageError: They may not.
+    """
+    if in_folder:
+        raise UsageError(
+            f"{model} cannot be published by reference.",
+            why="It is a folder on this machine, which other machines cannot read.",
+            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
+        )
+    if quantised:
+        raise UsageError(
+            f"{model} cannot be quantised on the way and published by reference.",
+            why="Its repo holds the floats: the quantised weights exist only once they are uploaded.",
+            hint="Leave out `by_reference`, or give the repo of a model that is quantised already.",
+        )
+
+
 def are_disjoint(ranges: Sequence[FileRange]) -> bool:
     """Whether no byte of a file is in two of these ranges."""
     ordered = sorted((part for part in ranges if part.size_bytes), key=lambda part: (part.file, part.start))
     return all(before.file != after.file or before.stop <= after.start for before, after in pairwise(ordered))
 
 
-def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec], where: str) -> dict[str, Assembly]:
+def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec], where: str) -> Assemblies:
     """Parse a shard's ranges.json, and check it against the documents beside it.
 
     Args:
@@ -117,9 +160,6 @@ def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec
         stage: The shard's stage.json.
         tensors: The shard's tensors.json.
         where: Path or repo, for messages.
-
-    Returns:
-        Assemblies by the names of the weight files that it has.
 
     Raises:
         DigestMismatch: The document was made for another stage, or names another source than stage.json.
@@ -134,13 +174,15 @@ def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec
     if document.source != stage.source:
         raise _mismatch(
             f"{where} names another source than the stage.",
-            f"It names {_shown(document.source)}, and stage.json names {_shown(stage.source)}.",
+            f"It names {source_text(document.source)}, and stage.json names {source_text(stage.source)}.",
         )
-    names = [file.name for file in document.files]
-    if names != [file.name for file in stage.weight_files if file.name in set(names)]:
+    names = dict.fromkeys(file.name for file in document.files)
+    in_order = [file.name for file in stage.weight_files if file.name in names]
+    if [file.name for file in document.files] != in_order:
         raise _unfit(where, "its files are not files of the stage, each once and in the stage's order")
     files = {file.name: file for file in stage.weight_files}
-    return {file.name: _assembly(file, files[file.name], tensors, where) for file in document.files}
+    by_name = {file.name: _assembly(file, files[file.name], tensors, where) for file in document.files}
+    return Assemblies(by_name=by_name, hub=document.hub)
 
 
 def _assembly(file: ReferencedFile, promised: WeightFile, tensors: Mapping[str, TensorSpec], where: str) -> Assembly:
@@ -163,8 +205,10 @@ def _assembly(file: ReferencedFile, promised: WeightFile, tensors: Mapping[str, 
     return assembly
 
 
-def _shown(source: Source) -> str:
-    return "a folder" if source.repo is None else f"{source.repo} at {(source.commit or 'no commit')[:12]}"
+def source_text(source: Source) -> str:
+    """A source in a few words, such as "org/model at 0123456789ab"."""
+    place = "a folder" if source.repo is None else f"{source.repo} at {(source.commit or 'no commit')[:12]}"
+    return place if source.quantized is None else f"{place}, quantised"
 
 
 def _mismatch(what: str, why: str) -> DigestMismatch:

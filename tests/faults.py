@@ -470,6 +470,41 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/hub/test_by_reference.py::test_kill_in_the_middle_of_assembling_is_finished_by_the_next_run",
         ),
         (
+            "source's file of another size than when it was published",
+            "refused, no byte of it is used",
+            "tests/hub/test_reference_faults.py::test_source_file_that_changed_size_is_not_read",
+        ),
+        (
+            "source renamed",
+            "named",
+            "tests/hub/test_reference_faults.py::test_renamed_source_is_named",
+        ),
+        (
+            "manifest that names another source than its shards'",
+            "refused",
+            "tests/hub/test_reference_faults.py::test_manifest_of_another_source_is_refused",
+        ),
+        (
+            "publishing by reference killed",
+            "no pipeline is visible; the next run reads no finished file again",
+            "tests/hub/test_reference_faults.py::test_killed_push_is_finished_by_the_next_run",
+        ),
+        (
+            "quantising split or push killed",
+            "finished by the next run, with the same bytes",
+            "tests/cli/test_quantise.py::test_killed_run_is_finished_by_the_next",
+        ),
+        (
+            "source that does not give a published pipeline's bytes",
+            "not referred to, no copy is dropped",
+            "tests/hub/test_refer.py::test_other_bytes_are_not_referred_to",
+        ),
+        (
+            "copies dropped by a run that is stopped",
+            "every stage can be fetched; the next run goes on",
+            "tests/hub/test_refer.py::test_stopped_run_leaves_a_pipeline_that_works",
+        ),
+        (
             "two processes assemble the same",
             "fetched once",
             "tests/hub/test_by_reference.py::test_two_processes_assemble_a_file_once",

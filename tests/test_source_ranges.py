@@ -67,7 +67,9 @@ def _document() -> dict[str, Any]:
 
 
 def _decoded(document: dict[str, Any]) -> dict[str, Assembly]:
-    return decode_ranges(canonical(document), stage=STAGE, tensors=TENSORS, where="me/m-shard-0/ranges.json")
+    return dict(
+        decode_ranges(canonical(document), stage=STAGE, tensors=TENSORS, where="me/m-shard-0/ranges.json").by_name
+    )
 
 
 def test_assemblies_have_the_size_of_the_files() -> None:
@@ -93,6 +95,14 @@ def test_document_survives_its_bytes() -> None:
     """It is written in canonical form."""
     data = canonical(_document())
     assert encode(decode(SourceRanges, data, where="ranges.json")) == data
+
+
+def test_source_on_another_hub_is_named() -> None:
+    """Only a name is in the document, and nothing where there is no other Hub."""
+    document = {**_document(), "hub": "home"}
+    made = decode_ranges(canonical(document), stage=STAGE, tensors=TENSORS, where="ranges.json")
+    assert made.hub == "home"
+    assert '"hub":' not in encode(decode(SourceRanges, canonical(_document()), where="ranges.json")).decode()
 
 
 def test_files_that_lie_in_the_repo_are_left_out() -> None:
@@ -130,6 +140,8 @@ BAD = {
     "file twice": _changed("files", value=_document()["files"][:1] * 2),
     "file of another stage": _changed("files", 1, "name", value="layer-00009.safetensors"),
     "folder as source": _changed("source", value={"repo": None, "commit": None}),
+    "Hub by a URL": _changed("hub", value="https://example.org"),
+    "Hub without a name": _changed("hub", value=""),
     "unknown field": _changed("endpoint", value="example.org"),
 }
 

@@ -79,6 +79,17 @@ class Quantisation:
         )
 
 
+def quantised_name(name: str, record: SourceQuantization) -> str:
+    """A model's name with its quantisation, as conversions are named on the Hub: `NAME-4bit`, `NAME-mxfp4`.
+
+    A group size is named only if it is not the mode's default.
+    """
+    bits = f"{record.bits}bit" if record.mode == _RECIPE_MODE else record.mode
+    form = bits if record.recipe is None else record.recipe.replace("_", "-")
+    default = MODES[record.mode][1][0]
+    return f"{name}-{form}" if record.group_size == default else f"{name}-{form}-gs{record.group_size}"
+
+
 def quantisation_text(record: SourceQuantization) -> str:
     """A quantisation in a few words, such as "4 bits, affine, in groups of 64"."""
     bits = f"{record.bits} bits" if record.recipe is None else f"mlx-lm's recipe {record.recipe}"

@@ -15,7 +15,7 @@ FLAGS = {
         *("allow_inexact", "blas", "by_reference", "cache_dir", "context", "cuts", "dir", "fetch", "host"),
         *("ignore_code", "insecure_lan", "insecure_metrics", "insecure_nodes", "key", "kv_bits", "kv_group_size"),
         *("max_tokens", "memory", "metrics", "name", "namespace", "only", "peers", "plan", "port", "private"),
-        *("public_url", "push", "raw", "reference", "replace", "require_signature", "role", "run", "seed"),
+        *("public_url", "push", "raw", "reference", "replace", "require_signature", "role", "run", "seed", "sign_key"),
         *("source_folder", "stages", "tls"),
     )
 } | {

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shardhub.cli.setting_names import with_flags
+from shardhub.errors import UsageError
 from shardhub.sizes import size_text
 from shardhub.usecases.watcher import Progress
 
@@ -69,6 +70,21 @@ def ask(question: str) -> bool | None:
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def confirm(question: str, refusal: str) -> None:
+    """Ask on a terminal; any answer but yes counts as no, and so does a missing terminal.
+
+    Raises:
+        UsageError: The answer is no, or there is no terminal.
+    """
+    answer = ask(question)
+    if answer is None:
+        raise UsageError(
+            refusal, why="This command cannot ask for confirmation without a terminal.", hint="Add --yes to confirm."
+        )
+    if not answer:
+        raise UsageError(refusal, why="The answer was not yes.")
 
 
 class Terminal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shardhub.errors import UsageError
 from shardhub.hub.proxies import make_transport
@@ -21,12 +21,12 @@ READ_TIMEOUT_S = 60.0
 _TRUE = {"1", "on", "yes", "true"}
 
 
-def hub_api(endpoint: str | None = None, token: str | None = None) -> HfApi:
+def hub_api(endpoint: str | None = None, token: str | Literal[False] | None = None) -> HfApi:
     """Make the Hub's client.
 
     Args:
         endpoint: URL of the Hub; HF_ENDPOINT by default, else the public one.
-        token: HF_TOKEN by default, else the one that `hf auth login` saved.
+        token: HF_TOKEN by default, else the one that `hf auth login` saved; False sends none.
 
     Raises:
         UsageError: The endpoint is not a URL.

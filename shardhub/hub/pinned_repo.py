@@ -79,9 +79,9 @@ class PinnedRepo:
         self._api = api
         self._patience = patience
 
-    def beside(self, repo: str, commit: str) -> PinnedRepo:
-        """Another repo of the same Hub."""
-        return PinnedRepo(self._api, repo, commit, self._patience)
+    def beside(self, repo: str, commit: str, *, api: HfApi | None = None) -> PinnedRepo:
+        """Another repo, of the same Hub or of another one."""
+        return PinnedRepo(api or self._api, repo, commit, self._patience)
 
     @cached_property
     def files(self) -> Mapping[str, ListedFile]:

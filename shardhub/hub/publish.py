@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardhub.errors import Conflict, ShardhubError
+from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.commits import changed, commit_on
 from shardhub.hub.holders import agree_on_transfer
 from shardhub.hub.push_decisions import Action, Decision, obsolete_files
 from shardhub.hub.push_journal import PushJournal, scratch_folder
@@ -27,7 +28,7 @@ from shardhub.splitting.job import ShardJob
 from shardhub.splitting.weight_copy import Copier
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub import CommitOperationAdd
 
 # Prefix of the tags that keep the commits before a replacement reachable.
 _OLD_TAG = "shardhub-before-"
@@ -146,16 +147,13 @@ class _Push:
         stage = self._job.stage(shard, self._journal.digests)
         if is_whole(self._job, shard, stage, there):  # known only now that every sha256 is
             return stage.digest, PublishedRepo(repo=decision.repo, commit=there.commit, action=Action.KEEP)
-        contents = _Contents(
-            documents=shard_documents(self._job, shard, stage),
-            weights=weights,
-            names={
-                *(operation.path_in_repo for operation in weights),
-                *(file.name for file in stage.weight_files if _holds(there, file)),
-            },
-        )
-        if RANGES_FILE in there.files and RANGES_FILE not in contents.documents:
-            contents.stale.add(RANGES_FILE)
+        names = {
+            *(operation.path_in_repo for operation in weights),
+            *(file.name for file in stage.weight_files if _holds(there, file)),
+        }
+        documents = shard_documents(self._job, shard, stage, beside=names)
+        stale = {name for name in (RANGES_FILE, INDEX_FILE) if name in there.files and name not in documents}
+        contents = _Contents(documents=documents, weights=weights, names=names, stale=stale)
         message = f"Layers {stage.start} to {stage.stop - 1} of {stage.num_layers}"
         commit = self._commit(decision, there, contents, message, lambda seen: is_whole(self._job, shard, stage, seen))
         return stage.digest, PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
@@ -207,7 +205,7 @@ class _Push:
             )
         there = look(self._calls, repo)
         if there is None or not there.is_empty:
-            raise _changed(repo, "somebody else created it")
+            raise changed(repo, "somebody else created it")
         return there
 
     def _commit(
@@ -218,48 +216,13 @@ class _Push:
         message: str,
         is_done: Callable[[RemoteRepo], bool],
     ) -> str:
-        """Make one commit on top of the repo's known state; returns its id.
-
-        Args:
-            decision: The repo.
-            there: The repo's known state, whose commit is the parent.
-            contents: Contents of the commit.
-            message: Title of the commit.
-            is_done: Whether a repo holds this already, because an earlier commit was made although its answer was lost.
-
-        Raises:
-            Conflict: The repo is at another commit with other contents.
-        """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-        api = self._calls.api
+        """Make one commit, see `commit_on`; what a replacement removes is kept under a tag."""
         if decision.action is Action.REPLACE:
             self._keep_old(there)
-        deletes: list[CommitOperationDelete] = [
-            CommitOperationDelete(path_in_repo=path)
-            for path in sorted({*obsolete_files(decision, {*contents.names, *contents.documents}), *contents.stale})
-        ]
-
-        def send() -> str:
-            documents = [
-                CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in contents.documents.items()
-            ]
-            return api.create_commit(
-                there.repo,
-                [*contents.weights, *documents, *deletes],
-                commit_message=message,
-                parent_commit=there.commit,
-            ).oid
-
-        try:
-            return self._calls.run(send, what=f"committing to {there.repo}", repo=there.repo)
-        except Conflict as error:
-            remote = look(self._calls, there.repo)
-            if remote is not None and is_done(remote):
-                return remote.commit
-            raise _changed(
-                there.repo, f"it was at {there.commit[:8]} when this push read it, and has changed since"
-            ) from error
+        stale = {*obsolete_files(decision, {*contents.names, *contents.documents}), *contents.stale}
+        return commit_on(
+            self._calls, there, contents.documents, message, is_done, weights=contents.weights, deleted=stale
+        )
 
     def _keep_old(self, there: RemoteRepo) -> None:
         """Tag what is replaced, so that manifests that name the commit keep working."""
@@ -278,11 +241,3 @@ def is_old_tag(tag: str) -> bool:
 
 def _holds(remote: RemoteRepo, file: WeightFile) -> bool:
     return file.name in remote.files and remote.files[file.name].sha256 == file.sha256
-
-
-def _changed(repo: str, why: str) -> ShardhubError:
-    return Conflict(
-        f"{repo} was changed during this push.",
-        why=f"{why[:1].upper()}{why[1:]}.",
-        hint="Run the same command again: it starts from the repo's present state, and uploads nothing twice.",
-    )

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shardhub.checkpoint.quantisation import quantisation_text
 from shardhub.errors import Conflict, UsageError
 from shardhub.hub.remote_repo import RemoteRepo
-from shardhub.manifest import Manifest, Stage
+from shardhub.manifest import Manifest, Source, Stage
 from shardhub.splitting.shard_folder import UNKNOWN
 
 # Number of cuts that an error lists.
@@ -67,6 +68,9 @@ def decide_shard(
         return _replacement(repo, remote, why, replace=replace)
     if not _same_model(stage, expected):
         return _replacement(repo, remote, "it holds the same layers of another model", replace=replace)
+    if stage.source.quantized != expected.source.quantized:
+        held, new = (_weights_text(each.source) for each in (stage, expected))
+        return _replacement(repo, remote, f"it holds the same layers {held}, and these are {new}", replace=replace)
     action = Action.KEEP if stage == expected and is_whole else Action.UPDATE
     return Decision(repo=repo, action=action, remote=remote)
 
@@ -159,6 +163,10 @@ def _same_model(there: Stage, expected: Stage) -> bool:
     if there.source.repo is not None and there.source.repo == expected.source.repo:
         return True
     return there.catalogue_digest == expected.catalogue_digest
+
+
+def _weights_text(source: Source) -> str:
+    return "as the model has them" if source.quantized is None else f"in {quantisation_text(source.quantized)}"
 
 
 def _replacement(repo: str, remote: RemoteRepo, why: str, *, replace: bool) -> Decision:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from shardhub.checkpoint.checkpoint import check_unchanged
+from shardhub.checkpoint.checkpoint import Checkpoint, check_unchanged
 from shardhub.checkpoint.header import ByteSource
 from shardhub.errors import WeightFileError
 from shardhub.hub.assemble import NUM_AT_ONCE, assembly_sha256
@@ -81,6 +81,58 @@ def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushP
             copier.wait()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnhashedFile:
+    """A weight file that is left in the source, and whose sha256 is not known.
+
+    Attributes:
+        key: The journal's key.
+        assembly: How it is put together.
+    """
+
+    name: str
+    key: str
+    assembly: Assembly
+
+
+def hash_assemblies(
+    checkpoint: Checkpoint, files: Sequence[UnhashedFile], journal: PushJournal, count: Callable[[str, int], None]
+) -> None:
+    """Read weight files that are left in the source, several at a time, and record their sha256.
+
+    Args:
+        checkpoint: The source.
+        files: The files.
+        journal: Receives each sha256 as soon as it is known.
+        count: Called with the file's name and the bytes read since the last call; never by two threads at once.
+
+    Raises:
+        WeightFileError: The source changed since its headers were read.
+        As `ByteSource.read_into`.
+    """
+    counting = Lock()
+
+    def open_file(name: str) -> ByteSource:
+        source = checkpoint.open_file(name)
+        try:
+            check_unchanged(source, checkpoint.files[name])
+        except WeightFileError:
+            source.close()
+            raise
+        return source
+
+    def hash_one(file: UnhashedFile, check: Callable[[], None]) -> tuple[str, str]:
+        def progress(num_bytes: int) -> None:
+            check()
+            with counting:
+                count(file.name, num_bytes)
+
+        return file.key, assembly_sha256(file.assembly, open_file, progress)
+
+    for key, sha256 in in_threads(hash_one, files, num_threads=NUM_AT_ONCE):
+        journal.add(key, sha256)
+
+
 class WeightFiles:
     """The weight files of one push.
 
@@ -149,39 +201,20 @@ class WeightFiles:
 
     def _hash_referenced(self, shard: ShardJob, remote: RemoteRepo) -> None:
         """Read the weight files that are left in the source, and record their sha256."""
-        unknown: list[tuple[str, FileLayout, Assembly]] = []
+        unknown: list[UnhashedFile] = []
         for key, layout in zip(shard.keys, shard.layouts, strict=True):
             if (assembly := self._job.assembly(layout)) is None:
                 continue
             if key in self._journal.digests:
                 self._done_bytes += layout.size_bytes
             else:
-                unknown.append((key, layout, assembly))
-        counting = Lock()
+                unknown.append(UnhashedFile(name=layout.name, key=key, assembly=assembly))
 
-        def hash_one(entry: tuple[str, FileLayout, Assembly], check: Callable[[], None]) -> tuple[str, str]:
-            key, layout, assembly = entry
+        def count(name: str, num_bytes: int) -> None:
+            self._done_bytes += num_bytes
+            self._tell("reading", remote.repo, name)
 
-            def count(num_bytes: int) -> None:
-                check()
-                with counting:
-                    self._done_bytes += num_bytes
-                    self._tell("reading", remote.repo, layout.name)
-
-            return key, assembly_sha256(assembly, self._open, count)
-
-        for key, sha256 in in_threads(hash_one, unknown, num_threads=NUM_AT_ONCE):
-            self._journal.add(key, sha256)
-
-    def _open(self, name: str) -> ByteSource:
-        """Open a file of the source, which must not have changed since its header was read."""
-        source = self._job.checkpoint.open_file(name)
-        try:
-            check_unchanged(source, self._job.checkpoint.files[name])
-        except WeightFileError:
-            source.close()
-            raise
-        return source
+        hash_assemblies(self._job.checkpoint, unknown, self._journal, count)
 
     def _known_here(self, shard: ShardJob, remote: RemoteRepo) -> set[str]:
         """sha256 of what the repo is known to have: in its tree, uploaded before, or copied from another repo now."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from threading import Event
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,6 +18,9 @@ class _GivenUp(Exception):
 def in_threads(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], *, num_threads: int) -> Iterator[R]:
     """Results of `work` for each item, as they come; with one thread, `work` runs in the caller's.
 
+    After an error the threads are waited for. After Ctrl-C they are not, because a Hub may have one of them wait for a
+    minute. They end at their next check, or with the process.
+
     Args:
         work: Receives an item, and a function to call now and then, which raises once the others are given up.
         items: The items, begun in this order.
@@ -29,25 +32,56 @@ def in_threads(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], *
     if num_threads == 1:
         yield from (work(item, lambda: None) for item in items)
         return
+    pending: SimpleQueue[T] = SimpleQueue()
+    for item in items:
+        pending.put(item)
     is_over = Event()
+    results: SimpleQueue[Callable[[], R]] = SimpleQueue()
 
     def check() -> None:
         if is_over.is_set():
             raise _GivenUp
 
-    def begin(item: T) -> R:
-        check()
+    def serve() -> None:
         try:
-            return work(item, check)
-        except BaseException:
+            while (item := _next(pending)) is not None:
+                check()
+                results.put(_returning(work(item[0], check)))
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
             is_over.set()
-            raise
+            results.put(_raising(error))
 
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="shardhub-hub")
+    threads = [
+        Thread(target=serve, name=f"shardhub-hub-{number}", daemon=True)
+        for number in range(min(num_threads, len(items)))
+    ]
+    for thread in threads:
+        thread.start()
     try:
-        for future in as_completed([pool.submit(begin, item) for item in items]):
-            if not isinstance(future.exception(), _GivenUp):
-                yield future.result()
+        for _ in items:
+            yield results.get()()
+    except (Exception, GeneratorExit):
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        raise
     finally:
         is_over.set()
-        pool.shutdown(cancel_futures=True)
+
+
+def _next(pending: SimpleQueue[T]) -> tuple[T] | None:
+    try:
+        return (pending.get_nowait(),)
+    except Empty:
+        return None
+
+
+def _returning(result: R) -> Callable[[], R]:
+    return lambda: result
+
+
+def _raising(error: BaseException) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
+        raise error
+
+    return fail

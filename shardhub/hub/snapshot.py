@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import check_weight_header
 from shardhub.errors import DigestMismatch, DiskFull, FormatError, UsageError
 from shardhub.hub.assemble import NUM_AT_ONCE, AssembledFile
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import Origin, RepoFile, fetch_blob
+from shardhub.hub.hubs import named_hub
 from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.hub.several import in_threads
 from shardhub.manifest import (
@@ -35,9 +37,12 @@ from shardhub.naming import (
 from shardhub.regular_files import read_file
 from shardhub.shard import other_stage, read_shard
 from shardhub.sizes import size_text
-from shardhub.source_ranges import Assembly, decode_ranges
+from shardhub.source_ranges import Assemblies, decode_ranges
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 from shardhub.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 # Share kept free beyond the computed size.
 _SPARE_SHARE = (5, 100)
@@ -66,6 +71,7 @@ class Snapshot:
         cache: The cache.
         notice: Called with remarks for people.
         progress: Called after every megabyte.
+        hubs: Makes the client of another Hub that has a shard's source, from its name.
     """
 
     def __init__(
@@ -75,8 +81,10 @@ class Snapshot:
         *,
         notice: Callable[[str], None],
         progress: Callable[[FetchProgress], None],
+        hubs: Callable[[str], HfApi] = named_hub,
     ) -> None:
         self._repo = repo
+        self._hubs = hubs
         self._cache = cache
         self._folder = cache.partial_snapshot(repo.repo, repo.commit)
         self._notice = notice
@@ -136,29 +144,28 @@ class Snapshot:
         self._document(CONFIG_FILE, MAX_DOCUMENT_BYTES, None)
         if PROOF_FILE in repo.files:
             self._document(PROOF_FILE, MAX_DOCUMENT_BYTES, None)
-        assemblies: Mapping[str, Assembly] = {}
+        assemblies = Assemblies()
         if RANGES_FILE in repo.files:
             ranges = self._document(RANGES_FILE, MAX_CATALOGUE_BYTES, None)
             assemblies = decode_ranges(ranges, stage=stage, tensors=tensors, where=f"{repo.repo}/{RANGES_FILE}")
         read_shard(self._folder)
         for file in stage.weight_files:
-            if file.name in repo.files or file.name not in assemblies:
+            if file.name in repo.files or file.name not in assemblies.by_name:
                 _check_listed(repo, file)
         self._bring_weights(stage, tensors, assemblies)
 
-    def _bring_weights(
-        self, stage: Stage, tensors: Mapping[str, TensorSpec], assemblies: Mapping[str, Assembly]
-    ) -> None:
+    def _bring_weights(self, stage: Stage, tensors: Mapping[str, TensorSpec], assemblies: Assemblies) -> None:
         repo, cache = self._repo, self._cache
         absent = [file for file in stage.weight_files if not cache.has(file.sha256, file.size_bytes)]
+        names = {file.name for file in absent}
         for file in stage.weight_files:
-            if file not in absent:
+            if file.name not in names:
                 # From another shard: the bytes are the same, but may not match this catalogue.
                 check_weight_header(cache.blob(file.sha256), file, tensors)
                 cache.link(self._folder, file.name, file.sha256)
         total_bytes = sum(file.size_bytes for file in absent)
         self._check_room(absent, total_bytes)
-        source = repo.beside(stage.source.repo or "", stage.source.commit or "")
+        source = self._source(stage, absent, assemblies)
         done_bytes, counting = 0, Lock()
 
         def fetch(file: WeightFile, go_on: Callable[[], None]) -> None:
@@ -172,8 +179,8 @@ class Snapshot:
                     )
 
             origins: list[Origin] = [RepoFile(repo, file.name)] if file.name in repo.files else []
-            if file.name in assemblies:
-                origins.append(AssembledFile(file.name, assemblies[file.name], source))
+            if source is not None and file.name in assemblies.by_name:
+                origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source))
             fetch_blob(
                 origins,
                 sha256=file.sha256,
@@ -185,8 +192,28 @@ class Snapshot:
             cache.link(self._folder, file.name, file.sha256)
 
         # Copies are few requests for large files, and one of them fills the line.
-        for _ in in_threads(fetch, absent, num_threads=NUM_AT_ONCE if assemblies else 1):
+        for _ in in_threads(fetch, absent, num_threads=1 if source is None else NUM_AT_ONCE):
             pass
+
+    def _source(self, stage: Stage, absent: Sequence[WeightFile], assemblies: Assemblies) -> PinnedRepo | None:
+        """The source's repo, if weight files may be assembled from it.
+
+        Raises:
+            UsageError: It is on a Hub that is not known here, and the shard's repo does not have the files.
+        """
+        place = stage.source
+        if place.repo is None or place.commit is None or not any(file.name in assemblies.by_name for file in absent):
+            return None
+        try:
+            api = None if assemblies.hub is None else self._hubs(assemblies.hub)
+        except UsageError:
+            if all(file.name in self._repo.files for file in absent):
+                return None
+            raise
+        source = self._repo.beside(place.repo, place.commit, api=api)
+        if not all(file.name in self._repo.files for file in absent):
+            source.files  # noqa: B018 - listed once, before several threads need it
+        return source
 
     def _document(self, name: str, limit_bytes: int, sha256: str | None) -> bytes:
         """Fetch a small file, or take it from the cache if its sha256 is known."""

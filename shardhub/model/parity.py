@@ -63,17 +63,18 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
 
     Tensors that are not copied unchanged come from upstream's own sanitize, as when mlx-lm loads the model.
 
-    Those of a checkpoint that is quantised while it is read are computed now, and all of them are in memory.
+    Those of a checkpoint that is quantised while it is read are computed now. They stay in memory until they are
+    written, so that its source is read once.
 
     Args:
-        checkpoint: A checkpoint in a folder on this disk.
+        checkpoint: A checkpoint in a folder on this disk, or one that is quantised while it is read.
         contents: The contents of the model.
 
     Raises:
         WeightFileError: A file is malformed or changed since its header was read; MLX read none of its bytes.
     """
     if checkpoint.is_virtual:
-        arrays = read_arrays(checkpoint, set(contents.stored_names.values()))
+        arrays = read_arrays(checkpoint, set(contents.stored_names.values()), keep=True)
         return {final: arrays[name] for final, name in contents.stored_names.items()}
     stored: dict[str, mx.array] = {}
     for name, known in checkpoint.files.items():

@@ -80,13 +80,22 @@ class _Computing:
         # The file of the tensors in memory, and those that have not been read yet.
         self._file = ""
         self._pending: dict[str, mx.array] = {}
+        # Tensors that were computed before they are written, by file and name.
+        self._kept: dict[tuple[str, str], mx.array] = {}
 
     def open_file(self, name: str) -> ByteSource:
         """Open a file of the quantised checkpoint."""
         return _ComputedFile(name, self._files[name], self.take)
 
-    def take(self, file: str, name: str) -> memoryview:
-        """Compute a tensor of a file; it is not kept."""
+    def take(self, file: str, name: str, *, keep: bool = False) -> mx.array:
+        """Compute a tensor of a file, unless it was kept; it is forgotten then, or kept for the next call."""
+        if (kept := self._kept.pop((file, name), None)) is None:
+            kept = self._compute(file, name)
+        if keep:
+            self._kept[file, name] = kept
+        return kept
+
+    def _compute(self, file: str, name: str) -> mx.array:
         if self._file != file or name not in self._pending:
             self._pending = {}
             self._pending = self._quantiser.compute(file, self._read(self._quantiser.sources(file)))
@@ -98,9 +107,10 @@ class _Computing:
                 why=f"{spec.dtype} {list(spec.shape)} instead of {expected.dtype} {list(expected.shape)}.",
                 hint=_CONVERT_FIRST,
             )
-        data = to_raw(mx.contiguous(array)).data
+        array = mx.contiguous(array)
+        mx.eval(array)
         mx.clear_cache()
-        return memoryview(data)
+        return array
 
     def _read(self, names: Collection[str]) -> dict[str, mx.array]:
         """Read tensors of the source, in the order of its files."""
@@ -126,7 +136,7 @@ class _Computing:
 class _ComputedFile:
     """A weight file whose tensors are computed when they are read, as a `ByteSource`."""
 
-    def __init__(self, name: str, header: Header, take: Callable[[str, str], memoryview]) -> None:
+    def __init__(self, name: str, header: Header, take: Callable[..., mx.array]) -> None:
         self.name = name
         self.size_bytes = header.size_bytes
         self.version = header.version
@@ -146,26 +156,36 @@ class _ComputedFile:
             index = bisect_right(self._starts, start + done) - 1
             if index != self._index:
                 self._index, self._data = -1, memoryview(b"")
-                self._data = self._take(self.name, self._tensors[index][0])
+                self._data = memoryview(to_raw(self._take(self.name, self._tensors[index][0])).data)
                 self._index = index
             piece = self._data[start + done - self._starts[index] :][: len(buffer) - done]
             buffer[done : done + len(piece)] = piece
             done += len(piece)
+
+    def array(self, name: str, *, keep: bool) -> mx.array:
+        """Compute a tensor; a tensor that is kept is not computed again when its bytes are read."""
+        return self._take(self.name, name, keep=keep)
 
     def close(self) -> None:
         """Free the last tensor."""
         self._index, self._data = -1, memoryview(b"")
 
 
-def read_arrays(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, mx.array]:
-    """Read tensors of a quantised checkpoint into memory, file by file."""
+def read_arrays(checkpoint: Checkpoint, names: Collection[str], *, keep: bool = False) -> dict[str, mx.array]:
+    """Compute tensors of a quantised checkpoint, file by file.
+
+    Args:
+        checkpoint: The result of `quantise`.
+        names: Names of the tensors, all of which are in memory then.
+        keep: Whether to keep them until they are read again, so that the source is read once.
+    """
     arrays = {}
     ordered = sorted(names, key=lambda name: (checkpoint.tensors[name].file, checkpoint.tensors[name].start))
     for file, group in groupby(ordered, key=lambda name: checkpoint.tensors[name].file):
         with closing(checkpoint.open_file(file)) as source:
+            assert isinstance(source, _ComputedFile)
             for name in group:
-                tensor = checkpoint.tensors[name]
-                arrays[name] = _array(tensor.spec, _read(source, tensor))
+                arrays[name] = source.array(name, keep=keep)
     return arrays
 
 

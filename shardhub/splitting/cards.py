@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardhub.checkpoint.quantisation import quantisation_text
-from shardhub.manifest import Manifest, Proof, ShardHint, Source, Stage
+from shardhub.manifest import Manifest, Proof, ShardHint, Source, SourceLocation, Stage
 from shardhub.naming import PICTURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.resources import resource
@@ -31,6 +31,9 @@ _RELATION = "quantized"
 _PIPELINE_TAG = "text-generation"
 # Characters that YAML 1.1 treats as line breaks or refuses in a text.
 _YAML_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+# What every paragraph of by_reference.md.j2 says, and the paragraph that it follows.
+_BY_REFERENCE = "published by reference"
+_INTRODUCTION = re.compile(r"cannot be loaded on its own\*\*.*?(?=\n\n)", re.DOTALL)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|<>&~$])")
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -82,6 +85,7 @@ def shard_card(
     num_computed: int = 0,
     num_referenced: int = 0,
     on_hub: bool = False,
+    hub: str | None = None,
 ) -> str:
     """Render README.md of a shard; it names no base model, because a shard is not a model of its own on the Hub.
 
@@ -95,6 +99,7 @@ def shard_card(
         num_computed: Number of tensors that are not copied from the source unchanged.
         num_referenced: Number of weight files that are left in the source.
         on_hub: Whether the names are repos, to which a card may link.
+        hub: Name of the Hub that has the source, if it is another one.
     """
     return _render(
         "shard.md.j2",
@@ -106,9 +111,7 @@ def shard_card(
         index=hint.index,
         num_layers=stage.num_layers,
         num_files=len(stage.weight_files),
-        num_referenced=num_referenced,
-        source_repo=stage.source.repo,
-        commit=stage.source.commit,
+        by_reference=shard_reference(stage, num_referenced, on_hub=on_hub, hub=hub) if num_referenced else "",
         size_bytes=stage.size_bytes,
         source=source,
         pipeline=hint.pipeline,
@@ -159,7 +162,7 @@ def pipeline_card(
         size_bytes=sum(stage.size_bytes for stage in manifest.stages),
         stages=[(row, entry.digest) for row, entry in zip(stages, manifest.stages, strict=True)],
         pipeline_id=manifest.pipeline_id,
-        by_reference=manifest.format_version > 1,
+        by_reference=pipeline_reference(manifest, on_hub=on_hub) if manifest.format_version > 1 else "",
         proof=proof,
         numbers=parity_line(numbers),
         inexact=manifest.inexact,
@@ -182,6 +185,36 @@ def with_parity_line(card: str, numbers: Numbers) -> str:
     if start < 0 or end < start or any(card.count(mark) != 1 for mark in _PARITY_MARKS):
         return card
     return card[:start] + parity_line(numbers) + card[end + len(_PARITY_MARKS[1]) :]
+
+
+def shard_reference(stage: Stage, num_referenced: int, *, on_hub: bool, hub: str | None = None) -> str:
+    """A shard's paragraph about weight files that are left in the source.
+
+    Args:
+        stage: Its stage.json.
+        num_referenced: Number of these weight files.
+        on_hub: Whether the source's name is a repo, to which the card may link.
+        hub: Name of the Hub that has it, if it is another one.
+    """
+    num_files = len(stage.weight_files)
+    return _reference(stage.source, hub, num_files=num_files, num_referenced=num_referenced, on_hub=on_hub)
+
+
+def pipeline_reference(manifest: Manifest, *, on_hub: bool) -> str:
+    """A pipeline's paragraph about shards whose weights are left in the source."""
+    places = (place for stage in manifest.stages for place in stage.locations if isinstance(place, SourceLocation))
+    hub = next((place.hub for place in places), None)
+    return _reference(manifest.source, hub, num_files=0, num_referenced=0, on_hub=on_hub)
+
+
+def with_reference(card: str, paragraph: str) -> str:
+    """Put a paragraph about weights that are left in the source into a card that was written without one."""
+    if _BY_REFERENCE in card:
+        return card
+    match = _INTRODUCTION.search(card)
+    if match is None:  # its owner has written another text
+        return f"{card.rstrip()}\n\n{paragraph}\n"
+    return f"{card[: match.end()]}\n\n{paragraph}{card[match.end() :]}"
 
 
 def model_tag(catalogue_digest: str) -> str:
@@ -214,6 +247,11 @@ def _render(template: str, **values: Any) -> str:
     environment.filters["gb"] = size_text
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     return environment.get_template(template).render(values)
+
+
+def _reference(source: Source, hub: str | None, *, on_hub: bool, **values: Any) -> str:
+    values |= {"repo": source.repo, "commit": source.commit, "hub": hub, "on_hub": on_hub and hub is None}
+    return _render("by_reference.md.j2", **values).strip()
 
 
 def _weights_text(source: Source, num_computed: int) -> str:

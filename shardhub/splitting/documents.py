@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 
 from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
@@ -24,13 +25,18 @@ from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.source_card import licence_files, source_fields
 
 
-def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, bytes]:
+def shard_documents(
+    job: SplitJob, shard: ShardJob, stage: Stage, *, beside: Collection[str] | None = None
+) -> dict[str, bytes]:
     """Make everything in a shard's folder except its weight files, by file name.
+
+    The index is left out if it would name weight files that are not beside it: whoever reads it looks for them there.
 
     Args:
         job: The split.
         shard: The shard.
         stage: Its stage.json, with every sha256 known.
+        beside: Names of the weight files that are in the folder; all by default.
     """
     document = encode(stage)
     hint = ShardHint(
@@ -56,15 +62,17 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
         num_computed=sum(name in computed for file in stage.weight_files for name in file.tensors),
         num_referenced=len(ranges.files) if ranges is not None else 0,
         on_hub=job.namespace is not None,
+        hub=job.source_hub,
     )
     files = {
         **licence_files(job.checkpoint.folder),
         STAGE_FILE: document,
         CATALOGUE_FILE: job.catalogue,
-        INDEX_FILE: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(),
         CONFIG_FILE: shard_config(job.checkpoint.config, hint).encode(),
         CARD_FILE: card.encode(),
     }
+    if beside is None or {file.name for file in stage.weight_files} <= set(beside):
+        files[INDEX_FILE] = (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()
     if (proof := job.proof(shard, hint.stage_digest)) is not None:
         files[PROOF_FILE] = encode(proof)
     if ranges is not None:

@@ -29,7 +29,7 @@ from shardhub.manifest import (
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
-from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges
+from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
@@ -102,6 +102,7 @@ class SplitJob:
         catalogue: tensors.json.
         files: sha256 of the files beside the manifest, by name.
         by_reference: Whether weight files that are copies of the source's bytes are left there.
+        source_hub: Name of the Hub that has the source, if it is another than the one that is published to.
         numbers: What is known about the stages' numbers, for the cards and the pipeline.
         inexact: What was measured, if the stages do not give the whole model's numbers.
         signer: Signs the manifest; None leaves it unsigned.
@@ -117,6 +118,7 @@ class SplitJob:
     catalogue: bytes
     files: Mapping[str, str]
     by_reference: bool = False
+    source_hub: str | None = None
     numbers: Numbers = UNMEASURED
     inexact: str | None = None
     signer: Signer | None = None
@@ -176,7 +178,9 @@ class SplitJob:
             for layout in shard.layouts
             if (assembly := self.assembly(layout)) is not None
         ]
-        return SourceRanges(stage_digest=stage_digest, source=self.source, files=tuple(files)) if files else None
+        if not files:
+            return None
+        return SourceRanges(stage_digest=stage_digest, source=self.source, files=tuple(files), hub=self.source_hub)
 
     def manifest(self, stage_digests: Sequence[str], locations: Sequence[Location] = ()) -> Manifest:
         """Make shardhub.json once the stage digests are known.
@@ -271,7 +275,7 @@ class SplitJob:
         repo, commit = self.source.repo, self.source.commit
         if repo is None or commit is None or not any(map(self.assembly, shard.layouts)):
             return ()
-        return (SourceLocation(repo=repo, commit=commit),)
+        return (SourceLocation(repo=repo, commit=commit, hub=self.source_hub),)
 
     def _label(self, folder: Path) -> str:
         return folder.name if self.namespace is None else f"{self.namespace}/{folder.name}"
@@ -287,6 +291,7 @@ def prepare(
     source: Source,
     namespace: str | None = None,
     by_reference: bool = False,
+    source_hub: str | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SplitJob:
     """Decide what a split writes; only small files are read, and nothing is written.
@@ -297,21 +302,18 @@ def prepare(
         name, source, max_file_bytes: As `split`.
         namespace: User or organisation, if the split is for the Hub.
         by_reference: Whether weight files that are copies of the source's bytes are left there.
+        source_hub: Name of the Hub that has the source, if it is another than the one that is published to.
 
     Raises:
-        UsageError: `by_reference` is set, and the source is not on the Hub.
+        UsageError: `by_reference` is set, and the source is not on the Hub, or is quantised while it is read.
         FormatError: `name` is not a plain file name.
         PlanError: The stages do not cover every layer once.
         WeightFileError: The checkpoint lacks tensors of the model.
         UnsupportedModel: Two weight files would have the same name.
     """
     check_file_name(pipeline_name(name), where="`name`")
-    if by_reference and source.repo is None:
-        raise UsageError(
-            f"{checkpoint.where} cannot be published by reference.",
-            why="It is a folder on this machine, which other machines cannot read.",
-            hint="Give the model's repo on the Hub, or leave out `by_reference`.",
-        )
+    if by_reference:
+        check_can_refer(checkpoint.where, in_folder=source.repo is None, quantised=checkpoint.is_virtual)
     _check_cover(contents.num_layers, stages)
     missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
     if missing:
@@ -343,7 +345,7 @@ def prepare(
                 folder=out / shard_name(name, index),
                 contents=stage,
                 layouts=layouts,
-                keys=tuple(_key(layout, checkpoint, recipe) for layout in layouts),
+                keys=tuple(layout_key(layout, checkpoint, recipe) for layout in layouts),
             )
         )
     return SplitJob(
@@ -357,10 +359,11 @@ def prepare(
         catalogue=encode_catalogue({final: tensor.spec for final, tensor in sorted(stored.items())}),
         files=pipeline_files(checkpoint),
         by_reference=by_reference,
+        source_hub=source_hub,
     )
 
 
-def _key(layout: FileLayout, checkpoint: Checkpoint, recipe: str) -> str:
+def layout_key(layout: FileLayout, checkpoint: Checkpoint, recipe: str = "") -> str:
     """Digest of what a weight file is made of: its header, the ranges it copies, and the files that contain them.
 
     A computed tensor may depend on any tensor, so all files count then, and how it is computed.

@@ -141,7 +141,7 @@ def _measured(
     budget_bytes = parse_memory(options.memory)
     if options.skip:
         return Numbers(not_run="skipped, as requested")
-    if source.repo is not None:
+    if source.repo is not None and not checkpoint.is_virtual:
         return Numbers(not_run=f"the weights ({size_text(checkpoint.size_bytes)}) were read from the Hub in ranges")
     from shardhub.model.anatomy import examine
     from shardhub.model.build import Blueprint
@@ -163,7 +163,12 @@ def _measured(
         )
         for stage in stages
     ]
-    weights = checkpoint_weights(checkpoint, contents)
+    try:
+        if checkpoint.is_virtual:
+            watcher.doing("quantising the model, to compare the stages with it")
+        weights = checkpoint_weights(checkpoint, contents)
+    finally:
+        watcher.doing("")
     try:
         parity = record(
             blueprint,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shardhub.checkpoint.quantisation import Quantisation, quantisation_text
+from shardhub.checkpoint.quantisation import Quantisation, quantisation_text, quantised_name
 from shardhub.checkpoint.unread_fields import is_named, read_fields
-from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel
+from shardhub.errors import DigestMismatch, HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
@@ -22,6 +22,7 @@ from shardhub.manifest import RepoLocation, Source
 from shardhub.naming import model_name
 from shardhub.shard import Pipeline, Shard, read_shard
 from shardhub.sizes import size_text
+from shardhub.source_ranges import source_text
 from shardhub.usecases.forwarding import bytes_of
 from shardhub.usecases.needs_mlx import needs_mlx
 from shardhub.usecases.sizes import default_context, parse_memory
@@ -106,7 +107,7 @@ def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
     if name is not None:
         return name
     own = model.source.repo or str(model.checkpoint.folder.resolve())
-    if model.name != own.rsplit("/", 1)[-1]:
+    if not model.name.startswith(own.rsplit("/", 1)[-1]):
         watcher.note(
             f"the name is derived from {model.name}, with the characters that a Hub accepts; `name` NAME gives "
             "another name"
@@ -166,8 +167,20 @@ class Places:
 
         Raises:
             NotFound: Its repo or commit no longer exists; the message names the stage.
+            DigestMismatch: The shard was made from another source than the manifest names.
             As `Fetcher.fetch`.
         """
+        shard = self._shard(pipeline, index)
+        if shard is not None and shard.stage.source != pipeline.manifest.source:
+            raise DigestMismatch(
+                f"{pipeline.manifest.name} names another source than its shards.",
+                why=f"{pipeline.folder} names {source_text(pipeline.manifest.source)}, and stage {index} was made from "
+                f"{source_text(shard.stage.source)}.",
+                hint="The manifest was changed after it was published: tell its publisher.",
+            )
+        return shard
+
+    def _shard(self, pipeline: Pipeline, index: int) -> Shard | None:
         if (folder := self.here(pipeline, index)) is not None:
             return read_shard(folder)
         entry = pipeline.manifest.stages[index]
@@ -277,6 +290,7 @@ def _quantised(model: Model, quantisation: Quantisation, *, check_weights: bool,
     )
     return replace(
         model,
+        name=model_name(quantised_name(model.name, record)),
         checkpoint=checkpoint,
         source=model.source.model_copy(update={"quantized": record}),
         notes=(*model.notes, *checkpoint.notes),

@@ -24,6 +24,7 @@ from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
 from shardhub.setting_checks import check_argument, check_settings
+from shardhub.source_ranges import check_can_refer
 from shardhub.splitting.job import prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
 from shardhub.usecases.cut import Cut, decide_and_prove
@@ -35,6 +36,8 @@ from shardhub.usecases.watcher import SILENT, Progress, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from huggingface_hub.hf_api import ModelInfo
 
     from shardhub.hub.push_weights import PushProgress
 
@@ -129,6 +132,9 @@ class Push:
             check_model_name(settings.name)
         if settings.namespace is not None:
             check_namespace(settings.namespace)
+        if settings.by_reference:
+            in_folder = isinstance(parse_reference(model), Path)
+            check_can_refer(str(model), in_folder=in_folder, quantised=settings.quantisation is not None)
         self._signer = signer_of(settings.sign_key)
         self._calls = HubCalls(api=hub(), notice=watcher.note)
         account = self._calls.writer()
@@ -157,7 +163,11 @@ class Push:
             by_reference=settings.by_reference,
         )
         self._journal = PushJournal(self._work, checked=settings.check_weights)
-        gate = _gate(self._model, self._calls)
+        gate = None
+        if (source := _source_info(self._model, self._calls)) is not None:
+            gate = source.gated if isinstance(source.gated, str) else None
+            if settings.by_reference:
+                warn_of_access(source, watcher)
         self.fields: dict[str, Value] = source_fields(checkpoint.folder)
         self.plan = plan_push(
             job, self._calls, self._journal, private=settings.private, gate=gate, replace=settings.replace
@@ -177,7 +187,7 @@ class Push:
         checkpoint = self._model.checkpoint
         with _client_bars(shown=settings.client_bars):
             if settings.check_weights:
-                check_weights(plan.job, self._journal, _push_progress(watcher))
+                check_weights(plan.job, self._journal, push_progress(watcher))
             if _is_published(plan):
                 numbers = Numbers(not_run="everything was already published")
             else:
@@ -194,9 +204,7 @@ class Push:
                 watcher=watcher,
             )
             job = replace(plan.job, numbers=numbers, inexact=inexact, signer=self._signer)
-            done = push(
-                replace(plan, job=job), self._calls, self._journal, self._work, progress=_push_progress(watcher)
-            )
+            done = push(replace(plan, job=job), self._calls, self._journal, self._work, progress=push_progress(watcher))
         return Publication(
             pushed=done,
             size_bytes=sum(shard.size_bytes for shard in job.shards),
@@ -236,7 +244,8 @@ def publish(
 
     Raises:
         PlanError, UnsupportedModel, ProofFailed, ParityFailed: As `split`.
-        UsageError: The pipeline would become public, and that was not confirmed.
+        UsageError: The pipeline would become public, and that was not confirmed; or the model cannot be published by
+            reference.
         AccessError: The token may not write there.
         Conflict: The name is taken by another cut, or a repo was changed meanwhile.
         WeightFileError: The source changed, or its bytes are not what they were.
@@ -294,21 +303,29 @@ def _recorded(plan: PushPlan) -> str | None:
     return manifest.inexact if manifest is not None else None
 
 
-def _gate(model: Model, calls: HubCalls) -> str | None:
-    """Gate of the source's repo: `auto`, `manual` or None."""
+def _source_info(model: Model, calls: HubCalls) -> ModelInfo | None:
+    """What the Hub says about the source's repo; None if it is a folder."""
     repo = model.source.repo
     if repo is None:
         return None
-    info = calls.run(
+    return calls.run(
         lambda: calls.api.model_info(repo, revision=model.source.commit),
         what=f"checking whether {repo} is gated",
         repo=repo,
         revision=model.source.commit,
     )
-    return info.gated if isinstance(info.gated, str) else None
 
 
-def _push_progress(watcher: Watcher) -> Callable[[PushProgress], None]:
+def warn_of_access(source: ModelInfo, watcher: Watcher) -> None:
+    """Warn that nodes need access to a model whose weights they fetch from its own repo."""
+    if source.private or source.gated:
+        state = "private" if source.private else "gated"
+        watcher.note(f"warning: {source.id} is {state}: whoever serves a stage needs a token that can read it")
+
+
+def push_progress(watcher: Watcher) -> Callable[[PushProgress], None]:
+    """Make a callback that passes a push's progress on to a watcher."""
+
     def forward(state: PushProgress) -> None:
         watcher.progress(
             Progress(

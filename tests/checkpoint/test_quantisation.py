@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mlx_lm.convert import QUANT_RECIPES, configure_parser
 
-from shardhub.checkpoint.quantisation import MODES, RECIPES, Quantisation, quantisation_text
+from shardhub.checkpoint.quantisation import MODES, RECIPES, Quantisation, quantisation_text, quantised_name
 from shardhub.errors import UsageError
 from shardhub.manifest import SourceQuantization
 
@@ -27,6 +27,20 @@ def test_record_states_every_number() -> None:
     assert Quantisation.of(mixed.record).record == mixed.record
     assert quantisation_text(mixed.record) == "mlx-lm's recipe mixed_4_6, affine, in groups of 32"
     assert quantisation_text(Quantisation(bits=8).record) == "8 bits, affine, in groups of 64"
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "name"),
+    [
+        (Quantisation(), "m-4bit"),
+        (Quantisation(bits=8, group_size=32), "m-8bit-gs32"),
+        (Quantisation(mode="mxfp4"), "m-mxfp4"),
+        (Quantisation(recipe="mixed_4_6"), "m-mixed-4-6"),
+    ],
+)
+def test_default_names_tell_of_the_quantisation(quantisation: Quantisation, name: str) -> None:
+    """So that no quantised pipeline takes the place of the floats', or of one with other bits."""
+    assert quantised_name("m", quantisation.record) == name
 
 
 @pytest.mark.parametrize(

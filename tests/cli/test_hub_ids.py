@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -72,9 +73,9 @@ def here(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
 
 
-def record(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
+def record(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert result.returncode == 0, result.stderr
-    printed: dict[str, object] = json.loads(result.stdout)
+    printed: dict[str, Any] = json.loads(result.stdout)
     return printed
 
 
@@ -112,6 +113,27 @@ def test_serve_and_generate_by_id(published: Published, env: dict[str, str], tmp
     assert got["pipeline_id"] == published.manifest.pipeline_id
     listed = json.loads(shardhub(env, "ls", "--json").stdout)
     assert {row["repo"] for row in listed} == {*published.shards, published.pipeline}
+
+
+def test_chain_by_reference_is_that_of_copies(published: Published, env: dict[str, str], tmp_path: Path) -> None:
+    """Nodes that fetch from the model's repo have the digests and the pipeline id of copies, and give their tokens."""
+    options = ("--prompt", "abc", "--raw", "--max-tokens", "8", "--json")
+    identities, tokens = [], []
+    for name, how in (("copied", ()), ("referred", ("--by-reference",))):
+        made = record(here(env, "split-and-push", MODEL, "--cuts", "3", "--name", name, "--yes", "--json", *how))
+        assert (made["uploaded_bytes"] == 0) == bool(how)
+        identities.append((made["pipeline_id"], [shard["stage_digest"] for shard in made["shards"]]))
+        own = {**env, "SHARDHUB_CACHE": str(tmp_path / name)}
+        serving = [nodes.Node(f"ann/{name}-shard-{index}", env=own) for index in range(2)]
+        try:
+            addresses = [part for node in serving for part in ("--node", node.wait_ready().address)]
+            got = record(shardhub(own, "generate", "--manifest", f"ann/{name}-pipeline", *addresses, *options))
+        finally:
+            nodes.stop_all(serving)
+        assert got["pipeline_id"] == made["pipeline_id"]
+        tokens.append(got["tokens"])
+    assert identities[0] == identities[1]
+    assert tokens[0] == tokens[1] == record(shardhub(env, "generate", published.local.folder, *options))["tokens"]
 
 
 def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[str, str]) -> None:

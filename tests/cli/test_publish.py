@@ -127,6 +127,8 @@ def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path)
     refused = command("split-and-push", "ann/gated", "--stages", "2")
     assert refused.exit_code == 2
     assert "gated" in refused.stderr
+    referring = command("split-and-push", "ann/gated", "--stages", "2", "--by-reference", "--dry-run")
+    assert "warning: ann/gated is gated: whoever serves a stage needs a token that can read it" in referring.stderr
     meant = command("split-and-push", "ann/gated", "--stages", "2", "--yes", "--json")
     assert meant.exit_code == 0, meant.stderr
     assert api.model_info("ann/gated-pipeline").gated == "manual"
@@ -153,6 +155,16 @@ def test_model_of_the_hub_is_published_by_reference(command, api: HfApi, model: 
     copied = command("split-and-push", "ann/whole", "--stages", "2", "--name", "copied", "--json")
     assert json.loads(copied.stdout)["pipeline_id"] == done["pipeline_id"]
     folder = command("split-and-push", model, "--stages", "2", "--by-reference", "--name", "folder")
+    unasked = command("refer", "ann/copied-pipeline", "--drop-copies")
+    assert unasked.exit_code == 2
+    assert "--yes" in unasked.stderr
+    assert "model.norm.safetensors" in api.list_repo_files("ann/copied-shard-1")
+    dropped = command("refer", "ann/copied-pipeline", "--drop-copies", "--yes", "--json")
+    assert dropped.exit_code == 0, dropped.stderr
+    assert json.loads(dropped.stdout)["dropped_bytes"] > 0
+    assert "model.norm.safetensors" not in api.list_repo_files("ann/copied-shard-1")
+    verified = command("verify", "ann/copied-pipeline")
+    assert verified.exit_code == 0, verified.stdout
     assert folder.exit_code == 2
     assert "--by-reference" in folder.stderr
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from shardhub.cli.app import app
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import SourceQuantization
 from shardhub.shard import read_pipeline, read_shard
-from tests import originals
+from tests import forks, originals
 from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
 
 pytestmark = OVER_LFS
@@ -142,8 +145,9 @@ def test_hub_model_is_quantised_by_ranges(
     command: Callable[..., Result], api: HfApi, repo: str, made: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Pushed or split from a Hub, the files are those of the folder, and no weight file of the source is kept."""
-    split = command("split", repo, tmp_path / "out", "--cuts", "1", "--name", "m", *OPTIONS)
+    split = command("split", repo, tmp_path / "out", "--cuts", "1", "--name", "m", "--json", *OPTIONS)
     assert split.exit_code == 0, split.stderr
+    assert json.loads(split.stdout)["parity"]["tokens_equal"] == 64
     assert _weight_files(tmp_path / "out") == _weight_files(made)
     pushed = command("split-and-push", repo, "--cuts", "1", "--name", "m", "--check-weights", "--json", *OPTIONS)
     assert pushed.exit_code == 0, pushed.stderr
@@ -160,6 +164,20 @@ def test_hub_model_is_quantised_by_ranges(
         "commit": api.model_info(repo).sha,
         "quantized": RECORD.model_dump(),
     }
+
+
+def test_floats_are_not_replaced_unasked(command: Callable[..., Result], repo: str) -> None:
+    """Quantised shards have a name of their own; given the floats' name, they are refused with the way out."""
+    named = command("split-and-push", repo, "--cuts", "1", "--dry-run", "--json", *OPTIONS)
+    assert named.exit_code == 0, named.stderr
+    assert json.loads(named.stdout)["repos"][-1]["repo"] == "ann/floats-4bit-gs32-pipeline"
+    assert "the name is derived" not in named.stderr
+    floats = command("split-and-push", repo, "--cuts", "1", "--no-parity")
+    assert floats.exit_code == 0, floats.stderr
+    refused = command("split-and-push", repo, "--cuts", "1", "--name", "floats", "--dry-run", *OPTIONS)
+    assert refused.exit_code == 1
+    assert "as the model has them, and these are in 4 bits, affine, in groups of 32" in refused.stderr
+    assert "--replace" in refused.stderr
 
 
 def test_pipeline_is_verified_by_its_source(command: Callable[..., Result], model: Path, made: Path) -> None:
@@ -202,6 +220,14 @@ def test_wrong_options_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_quantised_weights_cannot_be_left_in_the_source(command: Callable[..., Result]) -> None:
+    """`--by-reference` beside `--q-bits` is refused before the model is looked at, which does not even exist."""
+    refused = command("split-and-push", "ann/nothing", "--stages", "2", "--by-reference", *OPTIONS)
+    assert refused.exit_code == 2
+    assert "cannot be quantised on the way and published by reference" in refused.stderr
+    assert "Leave out --by-reference" in refused.stderr
+
+
 def test_quantised_pipeline_is_not_quantised_again(command: Callable[..., Result], model: Path, tmp_path: Path) -> None:
     """A source with a quantisation is refused, and nothing is written."""
     config = json.loads((model / "config.json").read_text())
@@ -215,3 +241,58 @@ def test_quantised_pipeline_is_not_quantised_again(command: Callable[..., Result
     assert refused.exit_code == 1
     assert "is quantised already" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def _killed(wire: Wire, endpoint: str, is_moment: Callable[[str, str], bool], *arguments: object, **env: str) -> int:
+    """Run `shardhub`, and kill it after the first answer of the Hub for which `is_moment`; its exit code."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def after(method: str, path: str) -> None:
+        if is_moment(method, path):
+            running[0].kill()
+
+    wire.after = after
+    try:
+        with forks.popen([*map(str, arguments)], env={**os.environ, "HF_ENDPOINT": endpoint, **env}) as process:
+            running.append(process)
+            return process.wait(300)
+    finally:
+        wire.reset()
+
+
+@pytest.mark.parametrize("in_place", ["folder", "hub"])
+def test_killed_run_is_finished_by_the_next(
+    command: Callable[..., Result],
+    served: tuple[RunningHub, Wire],
+    api: HfApi,
+    repo: str,
+    made: Path,
+    tmp_path: Path,
+    in_place: str,
+) -> None:
+    """After SIGKILL in the middle of a weight file, or of a push, nothing looks whole; then the bytes are right."""
+    hub, wire = served
+    env = {"HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    cut = ("--cuts", "1", "--no-parity", *OPTIONS)
+    if in_place == "folder":
+        arguments = ("split", repo, tmp_path / "out", "--name", "m", *cut)
+
+        def is_moment(method: str, path: str) -> bool:
+            return method == "GET" and path.endswith(".safetensors") and bool(list(tmp_path.rglob("*.safetensors")))
+    else:
+        arguments = ("split-and-push", repo, "--name", "killed", *cut)
+
+        def is_moment(method: str, path: str) -> bool:
+            return method == "POST" and "killed-shard-0/commit/" in path
+
+    assert _killed(wire, hub.endpoint, is_moment, *arguments, **env) == -signal.SIGKILL
+    assert not (tmp_path / "out" / "m-pipeline").exists()
+    assert not api.repo_exists("ann/killed-pipeline")
+    done = command(*arguments)
+    assert done.exit_code == 0, done.stderr
+    for path, data in _weight_files(made).items():
+        shard, file = path.split("/")
+        if in_place == "folder":
+            assert (tmp_path / "out" / path).read_bytes() == data
+        else:
+            assert Path(api.hf_hub_download(f"ann/{shard.replace('m-', 'killed-')}", file)).read_bytes() == data

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardhub.checkpoint.header import encode_header, read_header
+from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.errors import (
     AccessError,
     DigestMismatch,
@@ -34,7 +35,7 @@ from shardhub.hub.fetch import Fetcher
 from shardhub.hub.push_decisions import Action
 from shardhub.hub.reference import Reference
 from shardhub.localhub.server import RunningHub
-from shardhub.manifest import Manifest, SourceLocation, canonical, decode_identified
+from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, STAGE_FILE
 from shardhub.shard import read_shard
 from shardhub.splitting.job import prepare
@@ -93,6 +94,7 @@ def test_documents_only_are_published(api: HfApi, referring: Referring, copied) 
     for index, at in enumerate(referring.published.shards):
         files = api.list_repo_files(at.repo)
         assert not [name for name in files if name.endswith(WEIGHTS)]
+        assert INDEX_FILE not in files  # it would name files that are not there
         assert RANGES_FILE in files
         assert document(api, at.repo, STAGE_FILE) == (copied(index) / STAGE_FILE).read_bytes()
 
@@ -138,12 +140,21 @@ def test_source_is_read_once(
     assert net.fetched(WEIGHTS) < 4096  # its headers
 
 
-def test_folder_cannot_be_referred_to(model: Path, tmp_path: Path) -> None:
-    """A model on this machine is refused before anything is read."""
-    checkpoint = open_checkpoint(model)
+@pytest.mark.parametrize(
+    ("source", "is_virtual", "text"),
+    [
+        (FOLDER, False, "It is a folder on this machine"),
+        (Source(repo="ann/m", commit="a" * 40), True, "the quantised weights exist only once they are uploaded"),
+    ],
+)
+def test_weights_that_others_cannot_read_are_not_referred_to(
+    model: Path, tmp_path: Path, source: Source, is_virtual: bool, text: str
+) -> None:
+    """A folder of this machine, and weights that are computed while they are read, are refused."""
+    checkpoint = replace(open_checkpoint(model), is_virtual=is_virtual)
     contents, stages = contents_of(checkpoint), stages_of(checkpoint, [3])
-    with pytest.raises(UsageError, match="cannot be published by reference"):
-        prepare(checkpoint, contents, stages, tmp_path, name="m", source=FOLDER, by_reference=True)
+    with pytest.raises(UsageError, match=text):
+        prepare(checkpoint, contents, stages, tmp_path, name="m", source=source, by_reference=True)
 
 
 # What is fetched
@@ -392,7 +403,8 @@ def test_copies_get_references_and_both_serve(
     assert both.pipeline_id == first.pipeline_id
     assert (both.uploaded_bytes, both.given_bytes) == (0, 0)
     at = both.shards[0]
-    assert {name for name in api.list_repo_files(at.repo) if name.endswith(WEIGHTS)}
+    files = set(api.list_repo_files(at.repo))
+    assert set(json.loads(document(api, at.repo, INDEX_FILE))["weight_map"].values()) <= files
     layer = f"/{at.repo}/resolve/{at.commit}/layer-00001.safetensors"
     net.when(layer, faulty.status(403), times=10)
     folder = fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
@@ -428,7 +440,9 @@ def test_references_become_copies(
     assert made.uploaded_bytes > 0
     assert json.loads(document(api, made.pipeline.repo, MANIFEST_FILE))["format_version"] == 1
     at = made.shards[0]
-    assert RANGES_FILE not in api.list_repo_files(at.repo)
+    files = set(api.list_repo_files(at.repo))
+    assert RANGES_FILE not in files
+    assert set(json.loads(document(api, at.repo, INDEX_FILE))["weight_map"].values()) <= files
     api.delete_repo(repo)
     fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
 
@@ -479,6 +493,7 @@ def test_only_files_with_computed_tensors_are_uploaded(
     at = push(api, user, repo, [3], tmp_path, contents=contents).shards[0]
     files = api.list_repo_files(at.repo)
     assert [name for name in files if name.endswith(WEIGHTS)] == ["layer-00001.safetensors"]
+    assert INDEX_FILE not in files
     folder = fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
     layer = load_file(folder / "layer-00001.safetensors")
     source = {name: tensor for path in model.glob("*.safetensors") for name, tensor in load_file(path).items()}

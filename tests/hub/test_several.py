@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 
@@ -36,3 +36,26 @@ def test_first_error_ends_the_others() -> None:
     with pytest.raises(ValueError, match="failing"):
         list(in_threads(work, ["endless", "failing", "later"], num_threads=2))
     assert begun == {"endless", "failing"}
+
+
+def test_interrupted_caller_does_not_wait() -> None:
+    """Ctrl-C ends the caller at once, although a thread is still waiting; the thread ends at its next check."""
+    is_free, ended = Event(), Event()
+
+    def work(item: str, go_on: Callable[[], None]) -> str:
+        if item == "quick":
+            return item
+        try:
+            is_free.wait(60)
+            go_on()
+        finally:
+            ended.set()
+        return item
+
+    results = in_threads(work, ["waiting", "quick"], num_threads=2)
+    assert next(results) == "quick"
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt())  # type: ignore[attr-defined] - it is a generator
+    assert not ended.is_set()
+    is_free.set()
+    assert ended.wait(60)

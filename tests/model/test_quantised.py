@@ -138,6 +138,25 @@ def test_source_bytes_are_read_once(tmp_path: Path) -> None:
     assert sorted(reads) == sorted((tensor.file, tensor.start, tensor.stop) for tensor in checkpoint.tensors.values())
 
 
+def test_kept_tensors_are_computed_once(tmp_path: Path) -> None:
+    """What the comparison with the whole model has computed is written without reading the source again."""
+    checkpoint = open_checkpoint(originals.write("mixtral", tmp_path / "model"))
+    reads: list[tuple[str, int, int]] = []
+    watched = replace(checkpoint, open_file=lambda file: _Watched(file, checkpoint.open_file(file), reads))
+    made = quantise(watched, Quantisation(group_size=32))
+    expected = quantised_bytes(quantise(checkpoint, Quantisation(group_size=32)))
+    held = mx.get_active_memory()
+    read_arrays(made, made.tensors, keep=True)
+    assert len(reads) == len(checkpoint.tensors)
+    for name, tensor in made.tensors.items():
+        data = bytearray(tensor.spec.size_bytes)
+        with contextlib.closing(made.open_file(tensor.file)) as source:
+            source.read_into(tensor.start, memoryview(data))
+        assert bytes(data) == expected[name]
+    assert len(reads) == len(checkpoint.tensors)
+    assert mx.get_active_memory() <= held  # each is forgotten once it is read
+
+
 def test_one_layer_is_in_memory(tmp_path: Path) -> None:
     """At any time memory holds a layer's floats and its result, not the model's."""
     config = {**tiny.config("llama"), "hidden_size": 512, "intermediate_size": 2048, "vocab_size": 64}

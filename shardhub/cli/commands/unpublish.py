@@ -9,8 +9,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import Yes
-from shardhub.cli.terminal import Terminal, ask, note
-from shardhub.errors import UsageError
+from shardhub.cli.terminal import Terminal, confirm, note
 
 if TYPE_CHECKING:
     from shardhub.hub.unpublish import Removal
@@ -39,28 +38,13 @@ def unpublish(
         note(f"keep    {kept.repo}: {kept.why}")
     if not deleting.dry_run:
         if not deleting.yes:
-            _ask(f"Delete these repos ({len(doomed.repos)}) at {doomed.endpoint}, for good?", "Nothing was deleted.")
+            confirm(f"Delete these repos ({len(doomed.repos)}) at {doomed.endpoint}, for good?", "Nothing was deleted.")
         doomed.run()
     if output.as_json:
         print(json.dumps(_removal_record(doomed.removal, deleted=not deleting.dry_run)))
     else:
         note("dry run: nothing was deleted" if deleting.dry_run else f"{len(doomed.repos)} repos deleted")
     return 0
-
-
-def _ask(question: str, refusal: str) -> None:
-    """Ask on a terminal; any answer but yes counts as no, and so does a missing terminal.
-
-    Raises:
-        UsageError: The answer is no, or there is no terminal.
-    """
-    answer = ask(question)
-    if answer is None:
-        raise UsageError(
-            refusal, why="This command cannot ask for confirmation without a terminal.", hint="Add --yes to confirm."
-        )
-    if not answer:
-        raise UsageError(refusal, why="The answer was not yes.")
 
 
 def _removal_record(removal: Removal, *, deleted: bool) -> dict[str, object]:
