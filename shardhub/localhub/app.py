@@ -18,7 +18,7 @@ from shardhub.errors import ShardhubError
 from shardhub.listening import HostNames
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal, answer_error, answer_refusal, answer_system
-from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, repos, revisions
+from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, repos, revisions, xet
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ def _routes() -> list[Route]:
         Route("/api/repos/move", repos.move, methods=["POST"]),
         Route("/_lfs/{repo}/{sha256}/{size}/{nonce}/complete", lfs.complete, methods=["POST"]),
         Route("/_lfs/{repo}/{sha256}/{size}/{nonce}/{part}", lfs.put_part, methods=["PUT"]),
-        Route("/_xet/{advice:path}", accounts.xet_refused),
+        Route("/_xet/{address}/v1/chunks/{prefix}/{hash}", xet.find_chunk, methods=["GET"]),
+        Route("/_xet/{address}/v1/xorbs/{prefix}/{hash}", xet.put_xorb, methods=["POST"]),
+        Route("/_xet/{address}/v1/shards", xet.put_file_list, methods=["POST"]),
     ]
     for prefix in ("/api/models", "/api/datasets"):
         routes.append(Route(prefix, repos.list_all, methods=["GET"]))
@@ -132,8 +134,7 @@ def _api_routes(repo: str) -> list[Route]:
         Route(f"{repo}/preupload/{{revision}}", commit.preupload, methods=["POST"]),
         Route(f"{repo}/commit/{{revision}}", commit.commit, methods=["POST"]),
         Route(f"{repo}/lfs-files/duplicate", duplicate.duplicate, methods=["POST"]),
-        Route(f"{repo}/xet-write-token/{{revision}}", accounts.xet_token, methods=["GET"]),
-        Route(f"{repo}/xet-read-token/{{revision}}", accounts.xet_token, methods=["GET"]),
+        Route(f"{repo}/xet-write-token/{{revision}}", xet.token, methods=["GET"]),
     ]
 
 

@@ -47,7 +47,7 @@ def init(hub: InitFlags, output: Output) -> int:
     option = "" if hub.folder is None else f" --dir {hub.folder}"
     note(f"Created a Hub in {place}. This token will not be shown again:")
     print(token)
-    note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1.")
+    note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT and HF_TOKEN.")
     return 0
 
 
