@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from starlette.responses import JSONResponse
 
 from shardhub.errors import AccessError, Conflict, UsageError
 from shardhub.hub.publish import Published
@@ -186,7 +187,6 @@ def test_a_hub_that_gives_nothing_is_sent_everything(
     ann: Pusher, model: Path, wire: Wire, tmp_path: Path, status: int
 ) -> None:
     """Where the Hub cannot copy between repos, the bytes are uploaded."""
-    from starlette.responses import JSONResponse
 
     ann.push(model, [4])
     total = wire.put_bytes
