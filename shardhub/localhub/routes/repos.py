@@ -180,7 +180,7 @@ async def list_all(request: Request) -> Response:
 
 def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """Describe a repo at a commit for the client's `ModelInfo`; `blobs` adds sizes and ids of the files."""
-    metadata = _metadata(hub, commit.tree.get("README.md"))
+    metadata = metadata_of(hub, commit)
     siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
     return {
         "_id": hashlib.sha256(str(repo.row).encode()).hexdigest()[:24],
@@ -213,7 +213,9 @@ def sibling(path: str, entry: Entry, *, blobs: bool) -> dict[str, Any]:
     return described
 
 
-def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:
+def metadata_of(hub: LocalHub, commit: Commit) -> dict[str, Any]:
+    """The metadata of a commit's card; empty if there is none, or it is unusable."""
+    card = commit.tree.get("README.md")
     if card is None or card.size_bytes > _MAX_CARD_BYTES:
         return {}
     try:
