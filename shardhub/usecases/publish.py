@@ -13,6 +13,7 @@ from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.client import source_api
 from shardhub.hub.publish import Published
 from shardhub.hub.publish import publish as push
 from shardhub.hub.push_decisions import Action
@@ -56,6 +57,7 @@ class PublishSettings:
         sign_key: File of the key that signs the manifest.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
         quantisation: How the weights are quantised while they are split; None splits them as they are.
         client_bars: Let the Hub's client draw progress bars on stderr while a file is uploaded.
     """
@@ -72,6 +74,7 @@ class PublishSettings:
     sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    source_endpoint: str | None = None
     quantisation: Quantisation | None = None
     client_bars: bool = False
 
@@ -134,6 +137,7 @@ class Push:
         account = self._calls.writer()
         opened = open_model(
             model,
+            source_endpoint=settings.source_endpoint,
             ignore_code=settings.ignore_code,
             ignore_fields=settings.ignore_fields,
             quantisation=settings.quantisation,
@@ -142,6 +146,8 @@ class Push:
             watcher=watcher,
         )
         self._model = with_tokenizer(opened, ignore_code=settings.ignore_code, watcher=watcher)
+        if settings.by_reference:
+            _check_one_hub(self._model, self._calls)
         checkpoint = self._model.checkpoint
         name = base_name(self._model, settings.name, watcher)
         self._contents, self._stages = decide_and_prove(checkpoint, cut, watcher)
@@ -294,11 +300,23 @@ def _recorded(plan: PushPlan) -> str | None:
     return manifest.inexact if manifest is not None else None
 
 
+def _check_one_hub(model: Model, calls: HubCalls) -> None:
+    """Refuse to publish by reference to a model on another Hub: nodes look for it on the pipeline's."""
+    if model.endpoint is not None:
+        raise UsageError(
+            f"{model.source.repo} is at {model.endpoint}, and the pipeline would be at {calls.api.endpoint}.",
+            why="Nodes would look for the weights on the pipeline's own Hub.",
+            hint="Leave out `by_reference`, or bring the model over first: shardhub hub mirror ORG/NAME",
+        )
+
+
 def _gate(model: Model, calls: HubCalls) -> str | None:
     """Gate of the source's repo: `auto`, `manual` or None."""
     repo = model.source.repo
     if repo is None:
         return None
+    if model.endpoint is not None:
+        calls = replace(calls, api=source_api(model.endpoint))
     info = calls.run(
         lambda: calls.api.model_info(repo, revision=model.source.commit),
         what=f"checking whether {repo} is gated",
