@@ -16,10 +16,10 @@ from shardhub.localhub.access import base_url, caller_of, hub_of, parameter, rea
 from shardhub.localhub.card import tags
 from shardhub.localhub.history import DEFAULT_BRANCH, Commit
 from shardhub.localhub.hub import LocalHub
+from shardhub.localhub.metadata import metadata_of
 from shardhub.localhub.paths import REPO_TYPES, check_path
 from shardhub.localhub.refusals import Refusal, entry_not_found
 from shardhub.localhub.repos import Repo
-from shardhub.localhub.routes.repos import metadata_of
 from shardhub.localhub.tokens import ANONYMOUS
 from shardhub.localhub.tree import Entry
 from shardhub.sizes import traffic_text
@@ -66,7 +66,7 @@ async def list_repos(request: Request) -> Response:
                 for kind in REPO_TYPES
                 for repo in repos.list_repos(connection, caller, kind, author=namespace, search=None)
             ]
-        return [pages.row(repo, commit, tags(metadata_of(hub, commit))) for repo, commit in listed]
+        return [pages.row(repo, commit, tags(metadata_of(hub.store, commit))) for repo, commit in listed]
 
     rows = await run_in_threadpool(look)
     title = "Repos" if namespace is None else f"Repos of {namespace}"
@@ -84,7 +84,7 @@ async def show_repo(request: Request) -> Response:
         return await _show_file(request, repo, commit, folder)
 
     def look() -> dict[str, Any]:
-        kind = pages.kind_of(repo, tags(metadata_of(hub, commit)))
+        kind = pages.kind_of(repo, tags(metadata_of(hub.store, commit)))
         card = None if folder else _text(hub, commit.tree.get("README.md"))
         return {
             "kind": kind,
