@@ -3,7 +3,7 @@
 The server is a process of its own; its peak resident memory is the kernel's own figure where there is one (Linux), else
 the largest of samples. Upload and download each end on the disk of this machine, so three copies of the file must fit.
 
-    python benchmarks/hub.py [--size-mb 1200] [--files 1] [--dir FOLDER] [--json]
+    python benchmarks/hub.py [--size-mb 1200] [--files 1] [--lfs] [--dir FOLDER] [--json]
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import psutil
 
-os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 _SAMPLE_S = 0.02
@@ -62,9 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mb", type=int, default=1200, help="of all files together")
     parser.add_argument("--files", type=int, default=1)
+    parser.add_argument("--lfs", action="store_true", help="upload over LFS, not over Xet, the client's default")
     parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.lfs:
+        os.environ["HF_HUB_DISABLE_XET"] = "1"
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         figures = measure(Path(folder), options.size_mb, options.files)
     if options.json:
@@ -120,6 +122,7 @@ def measure(folder: Path, size_mb: int, num_files: int) -> dict[str, Any]:
     return {
         "size_mb": num_bytes // 1_000_000,
         "files": num_files,
+        "upload_s": round(uploaded, 2),
         "rss_idle_mb": round(idle / 1e6, 1),
         "rss_peak_upload_mb": round(after_upload / 1e6, 1),
         "rss_peak_download_mb": round(after_download / 1e6, 1),

@@ -50,6 +50,12 @@ def pytest_runtest_protocol(item):
         plugin.cov_controller.resume()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def xet_cache(tmp_path_factory):
+    """Have the Hub's client note elsewhere than in the user's own folder what it uploaded."""
+    os.environ["HF_XET_CACHE"] = str(tmp_path_factory.mktemp("xet"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
     """Exempt objects older than a module's tests from garbage collection, of which an engine's start makes two."""

@@ -46,7 +46,9 @@ BlasOption = Annotated[
 ]
 # Without loading the BLAS, for a command that checks whether it can be loaded.
 BlasChoice = Annotated[Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, help=_BLAS_HELP)]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model: a Hub id ORG/NAME[@REVISION], its URL, or a folder.")
+]
 CacheDir = Annotated[
     Path | None, typer.Option("--cache-dir", help="The cache's folder; also SHARDHUB_CACHE.", metavar="DIR")
 ]
@@ -186,6 +188,20 @@ class QuantiseFlags:
         return Quantisation(
             bits=self.q_bits, group_size=self.q_group_size, mode=self.q_mode or "affine", recipe=self.q_recipe
         )
+
+
+@flags("Where the model is read from")
+class SourceFlags:
+    """The Hub that the model is on."""
+
+    source_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--source-endpoint",
+            help="Hub that the model is on; by default HF_ENDPOINT's. Its token: SHARDHUB_SOURCE_TOKEN.",
+            metavar="URL",
+        ),
+    ] = None
 
 
 @flags("Models that need a decision")

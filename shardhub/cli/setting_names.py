@@ -16,7 +16,7 @@ FLAGS = {
         *("ignore_code", "insecure_lan", "insecure_metrics", "insecure_nodes", "key", "kv_bits", "kv_group_size"),
         *("max_tokens", "memory", "metrics", "name", "namespace", "only", "peers", "plan", "port", "private"),
         *("public_url", "push", "raw", "reference", "replace", "require_signature", "role", "run", "seed", "sign_key"),
-        *("source_folder", "stages", "tls"),
+        *("source_endpoint", "source_folder", "stages", "tls"),
     )
 } | {
     "assume_yes": "--yes",

@@ -28,6 +28,7 @@ class Account:
 
     name: str
     role: str
+    namespaces: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ class HubCalls:
         """
         answer = self.run(lambda: self.api.whoami(), what="looking up the token's account")
         token = (answer.get("auth") or {}).get("accessToken") or {}
-        return Account(name=str(answer["name"]), role=str(token.get("role", "")))
+        namespaces = frozenset({str(answer["name"]), *(str(org.get("name")) for org in answer.get("orgs") or [])})
+        return Account(name=str(answer["name"]), role=str(token.get("role", "")), namespaces=namespaces)
 
     def writer(self) -> Account:
         """The owner of the token, which must allow writing.

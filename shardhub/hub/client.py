@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 # Seconds between two bytes of an answer. Commits of thousands of files take the Hub longest.
 READ_TIMEOUT_S = 60.0
+# The token of the Hub that a model is read from, where that is another than the environment's.
+SOURCE_TOKEN_VARIABLE = "SHARDHUB_SOURCE_TOKEN"  # noqa: S105  # a name
 _TRUE = {"1", "on", "yes", "true"}
 
 
@@ -44,6 +46,11 @@ def hub_api(endpoint: str | None = None, token: str | Literal[False] | None = No
     return HfApi(endpoint=endpoint, token=token, library_name="shardhub", library_version=__version__)
 
 
+def token_variable(api: HfApi) -> str:
+    """The variable that sets the token of a client of a Hub."""
+    return SOURCE_TOKEN_VARIABLE if api.token is False or _has_source_token(api) else "HF_TOKEN"
+
+
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids using the network."""
     from huggingface_hub import constants
@@ -55,6 +62,8 @@ def token_source(api: HfApi) -> str:
     """Where the token in use comes from, for messages; never the token itself."""
     from huggingface_hub import get_token
 
+    if _has_source_token(api):
+        return f"the token in {SOURCE_TOKEN_VARIABLE}"
     if isinstance(api.token, str):
         return "the token given to this command"
     if api.token is False or get_token() is None:
@@ -62,6 +71,10 @@ def token_source(api: HfApi) -> str:
     if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return "the token in HF_TOKEN"
     return "the token saved by `hf auth login`"
+
+
+def _has_source_token(api: HfApi) -> bool:
+    return isinstance(api.token, str) and api.token == os.environ.get(SOURCE_TOKEN_VARIABLE)
 
 
 def make_http_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:

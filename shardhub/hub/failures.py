@@ -18,7 +18,7 @@ from shardhub.errors import (
     ShardhubError,
     UsageError,
 )
-from shardhub.hub.client import token_source
+from shardhub.hub.client import token_source, token_variable
 from shardhub.hub.proxies import proxy_of, shown
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _gated(error: Exception, at: Circumstances) -> ShardhubError:
         f"{at.place} is gated: its owner must grant you access first.",
         why=f"Tried with {token_source(at.api)}.",
         hint=f"Request access at {at.api.endpoint}/{at.repo}, then use a token of the account that received it "
-        "(HF_TOKEN).",
+        f"({token_variable(at.api)}).",
     )
 
 
@@ -131,7 +131,7 @@ def _no_repo(error: Exception, at: Circumstances) -> ShardhubError:
     return kind(
         f"The repo {at.place} does not exist at {at.api.endpoint}, or it is private.",
         why=f"Tried with {token_source(at.api)}.",
-        hint="Check the name. If the repo is private, use a token that can read it (HF_TOKEN, or `hf auth login`).",
+        hint=f"Check the name. If the repo is private, use a token that can read it ({_token_ways(at)}).",
     )
 
 
@@ -180,9 +180,9 @@ def _no_access(error: Exception, at: Circumstances) -> ShardhubError:
     return AccessError(
         f"{at.api.endpoint} does not allow {at.what}.",
         why=f"It answered {_status(error)} to {source}: {_said(error)}",
-        hint="Set HF_TOKEN to a token that has this right."
+        hint=f"Set {token_variable(at.api)} to a token that has this right."
         if source == "no token"
-        else "Use another token (HF_TOKEN), or ask its owner for access.",
+        else f"Use another token ({token_variable(at.api)}), or ask its owner for access.",
     )
 
 
@@ -228,6 +228,11 @@ def _not_a_hub(error: Exception, at: Circumstances) -> ShardhubError:
         why=f"While {at.what}, the answer could not be read: {_said(error)}",
         hint="Check HF_ENDPOINT, and open the address in a browser: this network may ask for a login first.",
     )
+
+
+def _token_ways(at: Circumstances) -> str:
+    variable = token_variable(at.api)
+    return f"{variable}, or `hf auth login`" if variable == "HF_TOKEN" else variable
 
 
 def _status(error: Exception) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.errors import UsageError
-from shardhub.hub.client import hub_api
+from shardhub.hub.client import SOURCE_TOKEN_VARIABLE, hub_api
+from shardhub.hub.reference import PUBLIC_ENDPOINT
 from shardhub.naming import HUB_PATTERN
 from shardhub.regular_files import read_file
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 # The public Hub, which every user knows.
 PUBLIC_HUB = "huggingface"
-_PUBLIC_ENDPOINT = "https://huggingface.co"
 # Far more than anybody has.
 _MAX_BYTES = 1 << 20
 
@@ -55,7 +55,7 @@ def known_hubs() -> dict[str, KnownHub]:
     Raises:
         UsageError: The file is not what it should be.
     """
-    hubs = {PUBLIC_HUB: KnownHub(endpoint=_PUBLIC_ENDPOINT)}
+    hubs = {PUBLIC_HUB: KnownHub(endpoint=PUBLIC_ENDPOINT)}
     path = hubs_file()
     try:
         tables = tomllib.loads(read_file(path, _MAX_BYTES).decode())
@@ -95,7 +95,29 @@ def name_of(endpoint: str) -> str | None:
     return next((name for name, known in known_hubs().items() if known.endpoint == plain), None)
 
 
-_EXAMPLE = 'Write there, for instance: [home] endpoint = "https://hub.example.org" token = "hf_..."'
+def source_api(endpoint: str | None) -> HfApi:
+    """Make the client of the Hub that a model is read from.
+
+    Another Hub than the environment's gets the token in `SOURCE_TOKEN_VARIABLE`, or the one in the user's settings, or
+    none.
+
+    Args:
+        endpoint: Its URL; None for the Hub of the environment.
+    """
+    own = hub_api()
+    if endpoint is None or endpoint.rstrip("/") == own.endpoint:
+        return own
+    if (token := os.environ.get(SOURCE_TOKEN_VARIABLE) or None) is None and (name := name_of(endpoint)) is not None:
+        token = known_hubs()[name].token
+    return hub_api(endpoint, token or False)
+
+
+def hub_example(endpoint: str) -> str:
+    """A hint that shows how a Hub is named in the user's settings."""
+    return f'Write there, for instance: [home] endpoint = "{endpoint}" token = "hf_..."'
+
+
+_EXAMPLE = hub_example("https://hub.example.org")
 
 
 def _is_shared(path: Path) -> bool:

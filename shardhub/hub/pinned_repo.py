@@ -71,13 +71,21 @@ def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience)
 
 
 class PinnedRepo:
-    """A repo at a commit."""
+    """A repo at a commit.
 
-    def __init__(self, api: HfApi, repo: str, commit: str, patience: Patience) -> None:
+    Args:
+        api: The Hub's client.
+        repo, commit: The repo and commit.
+        patience: How long to wait for the Hub.
+        has_folders: Whether files in folders, and with any names, are listed too.
+    """
+
+    def __init__(self, api: HfApi, repo: str, commit: str, patience: Patience, *, has_folders: bool = False) -> None:
         self.repo = repo
         self.commit = commit
         self._api = api
         self._patience = patience
+        self._has_folders = has_folders
 
     def beside(self, repo: str, commit: str, *, api: HfApi | None = None) -> PinnedRepo:
         """Another repo, of the same Hub or of another one."""
@@ -85,15 +93,15 @@ class PinnedRepo:
 
     @cached_property
     def files(self) -> Mapping[str, ListedFile]:
-        """Files at the top level with plain names, by name; others are ignored."""
+        """Files by name; those in folders or with odd names only if `has_folders`."""
         from huggingface_hub.hf_api import RepoFile
 
         what = f"listing {self.repo}"
 
         def ask() -> dict[str, ListedFile]:
             listing: dict[str, ListedFile] = {}
-            for entry in self._api.list_repo_tree(self.repo, revision=self.commit):
-                if isinstance(entry, RepoFile) and re.fullmatch(PLAIN_FILE_PATTERN, entry.path):
+            for entry in self._api.list_repo_tree(self.repo, revision=self.commit, recursive=self._has_folders):
+                if isinstance(entry, RepoFile) and (self._has_folders or re.fullmatch(PLAIN_FILE_PATTERN, entry.path)):
                     listing[entry.path] = listed_file(entry, self.repo)
                 if len(listing) > _MAX_FILES:
                     raise FormatError(f"{self.repo} has more than {_MAX_FILES} files.")

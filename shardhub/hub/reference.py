@@ -6,11 +6,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from shardhub.errors import UsageError
 from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN
 from shardhub.setting_checks import check_argument
 
+PUBLIC_ENDPOINT = "https://huggingface.co"
+_PUBLIC_HOSTS = ("huggingface.co", "hf.co")
 # Names of branches and tags that git allows, except those with another meaning in a URL or a file name.
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
 
@@ -40,7 +43,7 @@ class Reference:
 def _plain(text: str) -> str:
     """Convert a repo's URL in a browser to `org/name[@revision]`; other text is returned unchanged."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-    for start in (endpoint, "https://huggingface.co", "https://hf.co", "http://huggingface.co", "hf:/", "hf.co"):
+    for start in (endpoint, PUBLIC_ENDPOINT, "https://hf.co", "http://huggingface.co", "hf:/", "hf.co"):
         if start and text.startswith(f"{start}/"):
             text = text.removeprefix(f"{start}/")
             break
@@ -48,6 +51,37 @@ def _plain(text: str) -> str:
     if address is None:
         return text
     return address[1] if address[2] is None else f"{address[1]}@{address[2]}"
+
+
+def parse_source(text: str | Path, endpoint: str | None) -> tuple[Reference | Path, str | None]:
+    """Parse a model's name, which may be its URL on any Hub.
+
+    Args:
+        text: As for `parse_reference`, or `http://HOST:PORT/ORG/NAME`.
+        endpoint: URL of the Hub that the name is from; None leaves that to the name.
+
+    Returns:
+        The folder or repo, and the URL of its Hub; None for the Hub of the environment.
+
+    Raises:
+        UsageError: The URL names another Hub than `endpoint`; as `parse_reference`.
+    """
+    place = parse_reference(text)
+    url = None if isinstance(text, Path) else urlsplit(text)
+    if url is None or url.scheme not in {"http", "https"} or "@" in url.netloc:
+        return place, None if isinstance(place, Path) or endpoint is None else endpoint.rstrip("/")
+    own = PUBLIC_ENDPOINT if url.netloc in _PUBLIC_HOSTS else f"{url.scheme}://{url.netloc}"
+    if endpoint is not None and endpoint.rstrip("/") != own:
+        raise UsageError(
+            f"{text} is not on the Hub at {endpoint}.", hint="Give the model's URL, or `source_endpoint` and its name."
+        )
+    path = url.path.strip("/")
+    reference = _in_repo(_plain(path if "@" in path else f"{path}/"))
+    if reference is None:
+        raise UsageError(
+            f"{str(text)[:120]!r} is not the URL of a model.", hint="Write http://HOST:PORT/ORG/NAME[@REVISION]."
+        )
+    return reference, own
 
 
 def parse_reference(text: str | Path) -> Reference | Path:
@@ -67,9 +101,14 @@ def parse_reference(text: str | Path) -> Reference | Path:
         raise UsageError(what, why=f"{error.strerror}.", hint="Give a folder, or a Hub id such as ORG/NAME.") from error
     if not isinstance(text, str) or not text or is_there or text.startswith((".", "/", "~")):
         return path
-    repo, at, revision = _plain(text).partition("@")
+    return _in_repo(_plain(text)) or path
+
+
+def _in_repo(text: str) -> Reference | None:
+    """Parse `org/name[@revision]`; None for any other text."""
+    repo, at, revision = text.partition("@")
     if not re.fullmatch(REPO_PATTERN, repo):
-        return path
+        return None
     if not at:
         return Reference(repo=repo)
     if not _REVISION.fullmatch(revision) or ".." in revision:

@@ -1,1 +1,1 @@
-"""The local Hub: serves the Hub's HTTP API from one folder to the real huggingface_hub client, uploads over LFS."""
+"""The local Hub: serves the Hub's HTTP API from one folder to the real huggingface_hub client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import unquote
@@ -44,19 +45,35 @@ def repo_type(request: Request) -> str:
 async def caller_of(request: Request) -> Caller:
     """The sender of a request.
 
+    A browser sends a token as the password of its own sign-in, and then with every request, even one that another
+    site's page makes: so that way works only for reading.
+
     Raises:
         Refusal: 401, this Hub does not know the token.
     """
     header = request.headers.get("authorization")
     if header is None:
         return ANONYMOUS
-    scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    scheme, _, sent = header.partition(" ")
+    token = sent.strip()
+    if scheme.lower() == "basic" and request.method in {"GET", "HEAD"}:
+        token = _password(token)
+    elif scheme.lower() != "bearer":
         raise wrong_credentials()
-    caller = await run_in_threadpool(find_caller, hub_of(request).catalog, token.strip())
+    if not token:
+        raise wrong_credentials()
+    caller = await run_in_threadpool(find_caller, hub_of(request).catalog, token)
     if caller is None:
         raise wrong_credentials()
     return caller
+
+
+def _password(credentials: str) -> str:
+    """The password in a browser's sign-in; empty if there is none. Source: RFC 7617."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 async def known_caller(request: Request) -> Caller:

@@ -18,7 +18,7 @@ from shardhub.errors import ShardhubError
 from shardhub.listening import HostNames
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal, answer_error, answer_refusal, answer_system
-from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, repos, revisions
+from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, pages, repos, revisions, xet
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ def _routes() -> list[Route]:
         Route("/api/repos/move", repos.move, methods=["POST"]),
         Route("/_lfs/{repo}/{sha256}/{size}/{nonce}/complete", lfs.complete, methods=["POST"]),
         Route("/_lfs/{repo}/{sha256}/{size}/{nonce}/{part}", lfs.put_part, methods=["PUT"]),
-        Route("/_xet/{advice:path}", accounts.xet_refused),
+        Route("/_xet/{address}/v1/chunks/{prefix}/{hash}", xet.find_chunk, methods=["GET"]),
+        Route("/_xet/{address}/v1/xorbs/{prefix}/{hash}", xet.put_xorb, methods=["POST"]),
+        Route("/_xet/{address}/v1/shards", xet.put_file_list, methods=["POST"]),
     ]
     for prefix in ("/api/models", "/api/datasets"):
         routes.append(Route(prefix, repos.list_all, methods=["GET"]))
@@ -108,7 +110,30 @@ def _routes() -> list[Route]:
             Route(f"{prefix}.git/info/lfs/objects/verify", lfs.verify, methods=["POST"]),
             Route(f"{prefix}/resolve/{{revision}}/{{path:path}}", files.download, methods=["GET"]),  # and HEAD
         ]
+    routes += _page_routes()
     routes.append(Route("/{rest:path}", accounts.nothing_here, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]))
+    return routes
+
+
+def _page_routes() -> list[Route]:
+    routes = [
+        Route("/", pages.for_people(pages.list_repos), methods=["GET"]),
+        Route("/_sign-in", pages.for_people(pages.sign_in), methods=["GET"]),
+        Route("/{namespace}", pages.for_people(pages.list_repos), methods=["GET"]),
+    ]
+    for repo in ("/datasets/{namespace}/{name}", "/{namespace}/{name}"):
+        routes += [
+            Route(f"{repo}{path}", pages.for_people(handler), methods=["GET"])
+            for path, handler in (
+                ("", pages.show_repo),
+                ("/", pages.show_repo),
+                ("/tree/{revision}", pages.show_repo),
+                ("/tree/{revision}/{path:path}", pages.show_repo),
+                ("/blob/{revision}/{path:path}", pages.show_file),
+                ("/commit/{revision}", pages.show_commit),
+                ("/commits/{revision}", pages.show_history),
+            )
+        ]
     return routes
 
 
@@ -132,8 +157,7 @@ def _api_routes(repo: str) -> list[Route]:
         Route(f"{repo}/preupload/{{revision}}", commit.preupload, methods=["POST"]),
         Route(f"{repo}/commit/{{revision}}", commit.commit, methods=["POST"]),
         Route(f"{repo}/lfs-files/duplicate", duplicate.duplicate, methods=["POST"]),
-        Route(f"{repo}/xet-write-token/{{revision}}", accounts.xet_token, methods=["GET"]),
-        Route(f"{repo}/xet-read-token/{{revision}}", accounts.xet_token, methods=["GET"]),
+        Route(f"{repo}/xet-write-token/{{revision}}", xet.token, methods=["GET"]),
     ]
 
 

@@ -20,6 +20,8 @@ LEAST_BYTES_PER_S = 1024
 # The largest JSON body is a list of 256 files with a sample of 512 bytes of each.
 MAX_JSON_BYTES = 4 << 20
 _ERRORS_SHOWN = 3
+# Bytes handed to a thread at once; hashing and writing such a block release the GIL.
+BLOCK_BYTES = 1 << 20
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -53,6 +55,25 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
             yield body
         if not message.get("more_body", False):
             return
+
+
+async def blocks(request: Request, *, max_bytes: int | None = None) -> AsyncIterator[bytes]:
+    """Yield the body in blocks worth a thread's while.
+
+    Raises:
+        Refusal: 413 the body is larger than `max_bytes`; as `chunks`.
+    """
+    pending, total = bytearray(), 0
+    async for chunk in chunks(request):
+        pending += chunk
+        total += len(chunk)
+        if max_bytes is not None and total > max_bytes:
+            raise too_large("The body", max_bytes)
+        if len(pending) >= BLOCK_BYTES:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)
 
 
 async def lines(request: Request, *, max_line_bytes: int, max_bytes: int) -> AsyncIterator[bytes]:

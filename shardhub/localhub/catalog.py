@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardhub.errors import DiskFull, FormatError, NewerFormat, ResourceError, ShardhubError
+from shardhub.localhub.xet import addresses
 
 log = logging.getLogger(__name__)
 
 FILE = "hub.sqlite3"
-FORMAT = 1
+# Format 2 added the tables of Xet uploads.
+FORMAT = 2
 # `shardhub hub token` writes while the server runs, and either waits this long for the other: less than the 10 s after
 # which the Hub's client gives up a request, so that it receives the reason.
 BUSY_TIMEOUT_S = 5.0
@@ -82,6 +84,8 @@ CREATE TABLE objects (
     PRIMARY KEY (repo, sha256)
 ) STRICT;
 """
+# What each format added to the one before.
+_SCHEMAS = (_SCHEMA, addresses.SCHEMA)
 
 
 class Catalog:
@@ -162,10 +166,10 @@ class Catalog:
                     why=f"Its format is {version}, and this version reads formats up to {FORMAT}.",
                     hint="Update shardhub: pip install -U shardhub",
                 )
-            for statement in _SCHEMA.split(";\n"):
+            for statement in "".join(_SCHEMAS[version:]).split(";\n"):
                 if statement.strip():
                     connection.execute(statement)
-            connection.execute("INSERT INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
             connection.execute(f"PRAGMA user_version = {FORMAT}")
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from shardhub.localhub import tree as trees
 from shardhub.localhub.hub import LocalHub
+from shardhub.localhub.xet import addresses
 
 # An upload is needed only once it is committed, and a commit that was squashed away may still be pinned somewhere.
 MIN_AGE_S = 24 * 3600.0
@@ -32,6 +33,7 @@ def collect_garbage(hub: LocalHub, *, min_age_s: float = MIN_AGE_S) -> Collected
         min_age_s: Anything younger, in seconds, stays.
     """
     hub.uploads.sweep()
+    hub.xorbs.sweep()
     oldest = datetime.now(UTC) - timedelta(seconds=min_age_s)
     with hub.catalog.writing() as connection:
         num_commits = _delete_unreachable(connection, oldest.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
@@ -41,6 +43,7 @@ def collect_garbage(hub: LocalHub, *, min_age_s: float = MIN_AGE_S) -> Collected
             for entry in trees.load(row["tree"]).values()
         }
         doomed = [sha256 for sha256, came in hub.store.all() if sha256 not in needed and came <= oldest.timestamp()]
+        addresses.forget_blobs(connection, doomed)
         connection.executemany("DELETE FROM objects WHERE sha256 = ?", [(sha256,) for sha256 in doomed])
     freed = sum(hub.store.remove(sha256) for sha256 in doomed)
     return Collected(num_commits=num_commits, num_blobs=len(doomed), freed_bytes=freed)

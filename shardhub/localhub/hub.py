@@ -13,6 +13,7 @@ from shardhub.localhub.signing import Signer
 from shardhub.localhub.store import BlobStore
 from shardhub.localhub.tokens import make_token
 from shardhub.localhub.uploads import Uploads
+from shardhub.localhub.xet.xorbs import Xorbs
 from shardhub.locks import lock_open
 
 _LOCK_FILE = "lock"
@@ -42,6 +43,8 @@ class LocalHub:
             self.uploads = Uploads(folder, self.store)
             self.store.sweep()
             self.uploads.sweep()
+            self.xorbs = Xorbs(folder, self.catalog, self.store)
+            self.xorbs.sweep()
             self.signer = Signer(self.catalog.secret())
         except BaseException:
             os.close(self._lock)

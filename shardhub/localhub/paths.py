@@ -13,7 +13,9 @@ from shardhub.localhub.refusals import Refusal, bad_request
 # `huggingface_hub.utils.validate_repo_id` accepts 96 characters for the whole name.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 # First segments of URLs that are not namespaces.
-_RESERVED_NAMESPACES = frozenset({"api", "datasets", "spaces", "models", "kernels", "buckets", "_lfs", "_xet"})
+_RESERVED_NAMESPACES = frozenset(
+    {"api", "datasets", "spaces", "models", "kernels", "buckets", "_lfs", "_xet", "_sign-in"}
+)
 _REF_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

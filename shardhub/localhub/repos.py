@@ -114,14 +114,19 @@ def list_repos(
     connection: sqlite3.Connection, caller: Caller, kind: str, *, author: str | None, search: str | None
 ) -> list[Repo]:
     """List all repos of a type that the caller may read, newest first."""
-    rows = connection.execute("SELECT * FROM repos WHERE type = ? ORDER BY id DESC", (kind,)).fetchall()
     return [
         repo
-        for repo in map(_repo, rows)
+        for repo in all_repos(connection, kind)
         if repo.visible_to(caller)
         and (author is None or repo.namespace == author)
         and (search is None or search.lower() in repo.id.lower())
     ]
+
+
+def all_repos(connection: sqlite3.Connection, kind: str) -> list[Repo]:
+    """List all repos of a type, newest first."""
+    rows = connection.execute("SELECT * FROM repos WHERE type = ? ORDER BY id DESC", (kind,)).fetchall()
+    return [_repo(row) for row in rows]
 
 
 def update(connection: sqlite3.Connection, repo: Repo, *, private: bool | None, gated: str | None) -> None:

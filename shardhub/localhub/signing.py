@@ -1,4 +1,4 @@
-"""Signed upload URLs: the client sends no token with LFS bytes, so the URL itself grants permission."""
+"""Signed permissions to upload: URLs for LFS, whose bytes come without a token, and short-lived tokens for Xet."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import hmac
 import time
 from urllib.parse import urlencode
 
-from shardhub.localhub.refusals import Refusal
+from shardhub.localhub.refusals import Refusal, wrong_credentials
 from shardhub.localhub.uploads import UPLOAD_LIFETIME_S, Upload
 
 COMPLETE = "complete"
+# The client asks for a new token when one has expired.
+_TOKEN_LIFETIME_S = 3600.0
 
 
 class Signer:
@@ -41,6 +43,24 @@ class Signer:
             raise Refusal(403, "This upload URL was not issued by this Hub.")
         if int(expires) < time.time():
             raise Refusal(403, "This upload URL has expired: start the upload again.")
+
+    def token(self, scope: str) -> tuple[str, int]:
+        """A token for one scope, and the time at which it expires, in seconds since the epoch."""
+        expires = int(time.time() + _TOKEN_LIFETIME_S)
+        return f"{expires}.{self._sign(scope, str(expires))}", expires
+
+    def check_token(self, scope: str, token: str) -> None:
+        """Refuse a token that this Hub did not make for the scope, or that has expired.
+
+        Raises:
+            Refusal: 401.
+        """
+        expires, _, signature = token.partition(".")
+        expected = self._sign(scope, expires)
+        if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
+            raise wrong_credentials()
+        if int(expires) < time.time():
+            raise Refusal(401, "This upload's token has expired: start the upload again.")
 
     def _sign(self, path: str, expires: str) -> str:
         text = f"{path}?{expires}".encode("utf-8", "replace")

@@ -152,18 +152,15 @@ def _start_hub(work: Path, processes: Processes) -> dict[str, str]:
     return {
         "HF_ENDPOINT": str(endpoint),
         "HF_TOKEN": str(made["token"]),
-        "HF_HUB_DISABLE_XET": "1",
         "SHARDHUB_CACHE": str(work / "cache"),
     }
 
 
 def _upload(model: Path, repo: str) -> None:
-    from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from shardhub.hub.client import hub_api
 
-    constants.HF_HUB_DISABLE_XET = True  # the client may have been imported before the environment was set
     disable_progress_bars()
     api = hub_api()
     api.create_repo(repo, private=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardhub.checkpoint.quantisation import Quantisation, quantisation_text, quantised_name
 from shardhub.checkpoint.unread_fields import is_named, read_fields
-from shardhub.errors import DigestMismatch, HubUnreachable, NotFound, UnsupportedModel
+from shardhub.errors import AccessError, DigestMismatch, HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
+from shardhub.hub.hubs import source_api
 from shardhub.hub.ranges import Patience
-from shardhub.hub.reference import Reference, parse_reference
+from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_reference, parse_source
 from shardhub.hub.source import open_remote_checkpoint
 from shardhub.manifest import RepoLocation, Source
 from shardhub.naming import model_name
@@ -42,18 +44,21 @@ class Model:
 
     Attributes:
         name: Default base name of its shards.
+        endpoint: URL of its Hub, where that is another than the environment's.
         notes: Translations of its configuration, and other facts a reader of a plan should know.
     """
 
     checkpoint: Checkpoint
     source: Source
     name: str
+    endpoint: str | None = None
     notes: tuple[str, ...] = ()
 
 
 def open_model(
     text: str | Path,
     *,
+    source_endpoint: str | None = None,
     ignore_code: bool = False,
     ignore_fields: Collection[str] | None = (),
     quantisation: Quantisation | None = None,
@@ -64,7 +69,8 @@ def open_model(
     """Open a model folder or a Hub model, reading only its headers.
 
     Args:
-        text: Its folder or id.
+        text: Its folder, id or URL.
+        source_endpoint: URL of its Hub; None takes the Hub of its URL, or of the environment.
         ignore_code: Accept a model with code of its own, without that code.
         ignore_fields: Ignored fields of config.json that change numbers and that mlx-lm never reads; None ignores all.
         quantisation: How its weights are quantised when they are read; None takes them as they are.
@@ -77,20 +83,22 @@ def open_model(
         UnsupportedModel: The model has code of its own, or fields that mlx-lm never reads, or cannot be quantised.
         As `open_checkpoint` and `open_remote_checkpoint`.
     """
-    place = parse_reference(text)
+    place, endpoint = parse_source(text, source_endpoint)
     if isinstance(place, Path):
         checkpoint, source, name = open_checkpoint(place), Source(repo=None, commit=None), str(place.resolve())
     else:
         try:
-            with _no_folder(place):
+            with _no_folder(place), _perhaps_elsewhere(endpoint):
                 remote = open_remote_checkpoint(
-                    hub(), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
+                    source_api(endpoint), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
                 )
         finally:
             watcher.doing("")
         checkpoint, source, name = remote.checkpoint, remote.source, place.repo
     checkpoint = _without_code(_reported(checkpoint, watcher), ignore_code=ignore_code)
     model = _translated(checkpoint, source, model_name(name), ignore_fields, context, watcher)
+    if endpoint is not None and endpoint != hub().endpoint:
+        model = replace(model, endpoint=endpoint)
     if quantisation is None:
         return model
     return _quantised(model, quantisation, check_weights=check_weights, watcher=watcher)
@@ -305,6 +313,22 @@ def quantised_checkpoint(
         from shardhub.model.quantised import quantise
 
     return quantise(checkpoint, quantisation, check_weights=check_weights)
+
+
+@contextmanager
+def _perhaps_elsewhere(endpoint: str | None) -> Iterator[None]:
+    """Add to the Hub's NotFound error how to name a model that is on another Hub than the environment's."""
+    try:
+        yield
+    except (NotFound, AccessError) as error:
+        own = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+        if endpoint is not None or not own:
+            raise
+        hint = (
+            f"HF_ENDPOINT names {own}. If the model is on another Hub, give its URL there, such as "
+            f"{PUBLIC_ENDPOINT}/ORG/NAME, or `source_endpoint` URL."
+        )
+        raise type(error)(error.what, why=error.why, hint=f"{hint} {error.hint}".strip()) from error
 
 
 @contextmanager

@@ -27,12 +27,14 @@ class PlanSettings:
         proof: Whether to find where the model can be cut, and to prove the plan.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
         quantisation: How the weights are quantised while they are split; None plans for them as they are.
     """
 
     proof: bool = True
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    source_endpoint: str | None = None
     quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ def plan(
     check_argument("cut", cut, Cut | None)
     opened = open_model(
         model,
+        source_endpoint=settings.source_endpoint,
         ignore_code=settings.ignore_code,
         ignore_fields=settings.ignore_fields,
         quantisation=settings.quantisation,

@@ -13,6 +13,7 @@ from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.hubs import hub_example, hubs_file, name_of, source_api
 from shardhub.hub.publish import Published
 from shardhub.hub.publish import publish as push
 from shardhub.hub.push_decisions import Action
@@ -59,6 +60,7 @@ class PublishSettings:
         sign_key: File of the key that signs the manifest.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
         quantisation: How the weights are quantised while they are split; None splits them as they are.
         client_bars: Let the Hub's client draw progress bars on stderr while a file is uploaded.
     """
@@ -75,6 +77,7 @@ class PublishSettings:
     sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    source_endpoint: str | None = None
     quantisation: Quantisation | None = None
     client_bars: bool = False
 
@@ -140,6 +143,7 @@ class Push:
         account = self._calls.writer()
         opened = open_model(
             model,
+            source_endpoint=settings.source_endpoint,
             ignore_code=settings.ignore_code,
             ignore_fields=settings.ignore_fields,
             quantisation=settings.quantisation,
@@ -148,6 +152,7 @@ class Push:
             watcher=watcher,
         )
         self._model = with_tokenizer(opened, ignore_code=settings.ignore_code, watcher=watcher)
+        source_hub = _source_hub(self._model, self._calls) if settings.by_reference else None
         checkpoint = self._model.checkpoint
         name = base_name(self._model, settings.name, watcher)
         self._contents, self._stages = decide_and_prove(checkpoint, cut, watcher)
@@ -161,6 +166,7 @@ class Push:
             source=self._model.source,
             namespace=check_namespace(settings.namespace or account.name),
             by_reference=settings.by_reference,
+            source_hub=source_hub,
         )
         self._journal = PushJournal(self._work, checked=settings.check_weights)
         gate = None
@@ -303,11 +309,30 @@ def _recorded(plan: PushPlan) -> str | None:
     return manifest.inexact if manifest is not None else None
 
 
+def _source_hub(model: Model, calls: HubCalls) -> str | None:
+    """Name of the Hub that nodes take the weights from; None if it is the pipeline's own.
+
+    Raises:
+        UsageError: The user's settings do not name it: documents hold names and no addresses.
+    """
+    if model.endpoint is None:
+        return None
+    if (name := name_of(model.endpoint)) is None:
+        raise UsageError(
+            f"{model.source.repo} is at {model.endpoint}, and the pipeline would be at {calls.api.endpoint}.",
+            why=f"Documents name the Hub that weights are fetched from, and {hubs_file()} has no name for this one.",
+            hint=f"{hub_example(model.endpoint)} Or leave out `by_reference`.",
+        )
+    return name
+
+
 def _source_info(model: Model, calls: HubCalls) -> ModelInfo | None:
-    """What the Hub says about the source's repo; None if it is a folder."""
+    """What its Hub says about the source's repo; None if it is a folder."""
     repo = model.source.repo
     if repo is None:
         return None
+    if model.endpoint is not None:
+        calls = replace(calls, api=source_api(model.endpoint))
     return calls.run(
         lambda: calls.api.model_info(repo, revision=model.source.commit),
         what=f"checking whether {repo} is gated",

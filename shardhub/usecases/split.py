@@ -34,6 +34,7 @@ class SplitSettings:
         sign_key: File of the key that signs the manifest.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
         quantisation: How the weights are quantised while they are split; None splits them as they are.
     """
 
@@ -44,6 +45,7 @@ class SplitSettings:
     sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+    source_endpoint: str | None = None
     quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ def split(
     check_is_text(out)
     opened = open_model(
         model,
+        source_endpoint=settings.source_endpoint,
         ignore_code=settings.ignore_code,
         ignore_fields=settings.ignore_fields,
         quantisation=settings.quantisation,

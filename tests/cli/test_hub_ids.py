@@ -40,7 +40,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     """A Hub on loopback."""
     cache = tmp_path_factory.mktemp("hf")
     with pytest.MonkeyPatch.context() as patch, running_hub(cache / "hub") as running:
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         yield running
         huggingface_hub.close_session()

@@ -26,10 +26,9 @@ _numbers = count()
 
 @pytest.fixture(scope="module", autouse=True)
 def client_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The client uploads over LFS, into caches of the module's own, and leaves no connection open."""
+    """The client uses caches of the module's own, and leaves no connection open."""
     cache = tmp_path_factory.mktemp("hf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
         for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SHARDHUB_CACHE"):

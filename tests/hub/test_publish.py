@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from starlette.responses import JSONResponse
 
 from shardhub.errors import AccessError, Conflict, UsageError
 from shardhub.hub.publish import Published
@@ -186,7 +187,6 @@ def test_a_hub_that_gives_nothing_is_sent_everything(
     ann: Pusher, model: Path, wire: Wire, tmp_path: Path, status: int
 ) -> None:
     """Where the Hub cannot copy between repos, the bytes are uploaded."""
-    from starlette.responses import JSONResponse
 
     ann.push(model, [4])
     total = wire.put_bytes
@@ -287,10 +287,28 @@ def test_hub_without_xet_is_sent_lfs(ann: Pusher, model: Path, wire: Wire, monke
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    wire.fault("GET", "/xet-write-token/", lambda _: JSONResponse({"error": "Not Found"}, 404))
     done = ann.push(model, [4])
     assert done.pipeline.action is Action.CREATE
     assert wire.count("GET", "/xet-write-token/") == 1
     assert wire.put_bytes == done.uploaded_bytes
+
+
+def test_push_goes_over_xet(ann: Pusher, model: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the Hub has Xet, weights are sent over it; an update with other cuts sends nothing twice."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    first = ann.push(model, [4])
+    assert first.pipeline.action is Action.CREATE
+    assert wire.count("POST", "/v1/shards") > 0
+    assert wire.put_bytes == 0
+    shard = ann.api.model_info("ann/m-shard-1", files_metadata=True)
+    weights = {file.rfilename: file.lfs.sha256 for file in shard.siblings if file.lfs is not None}
+    for name, sha256 in weights.items():
+        with open(ann.api.hf_hub_download("ann/m-shard-1", name, cache_dir=ann.cache), "rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    assert ann.push(model, [4]).uploaded_bytes == 0
 
 
 def test_licence_texts_go_along(ann: Pusher, model: Path) -> None:

@@ -64,7 +64,6 @@ def test_examples_with_a_hub_run_as_they_stand(folder: Path, tmp_path: Path) -> 
         environment = {
             "HF_ENDPOINT": hub.endpoint,
             "HF_TOKEN": hub.token("ann"),
-            "HF_HUB_DISABLE_XET": "1",
             "SHARDHUB_CACHE": str(tmp_path / "cache"),
             "HF_HOME": str(tmp_path / "hf"),
         }

@@ -14,9 +14,8 @@ from shardhub.localhub.server import RunningHub, running_hub
 
 
 @pytest.fixture(autouse=True)
-def client_over_lfs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The client uploads over LFS, into caches of the test's own, and leaves no connection open."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def client_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The client uses caches of the test's own, and leaves no connection open."""
     cache = tmp_path_factory.mktemp("hf")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))

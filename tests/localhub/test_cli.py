@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from shardhub.localhub.server import running_hub
+
 _RUN = [sys.executable, "-c", "from shardhub.cli.commands.hub import hub_app; hub_app()"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*_RUN, *arguments], capture_output=True, text=True, check=False)
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **environment}
+    return subprocess.run([*_RUN, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
 def test_init_serve_token_and_gc(tmp_path: Path) -> None:
@@ -50,8 +54,49 @@ def test_init_serve_token_and_gc(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_hub_is_named(tmp_path: Path) -> None:
-    for command in ("serve", "token", "gc"):
+    for command in ("serve", "token", "ls", "gc"):
         done = run(command, "--dir", str(tmp_path))
         assert done.returncode == 2
         assert "shardhub hub init" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ls_lists_repos_of_a_running_hub(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token("ann"))
+        for name, tag in (("m", "x"), ("m-shard-0", "shardhub-shard"), ("m-pipeline", "shardhub-pipeline")):
+            api.create_repo(f"ann/{name}", private=name == "m")
+            card = f"---\ntags:\n- {tag}\n---\n".encode()
+            api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=f"ann/{name}")
+        api.create_repo("ann/data", repo_type="dataset")
+        place = ["--dir", str(tmp_path / "hub")]
+        rows = json.loads(run("ls", *place, "--json").stdout)
+        assert [(row["id"], row["kind"], row["private"]) for row in rows] == [
+            ("ann/m-pipeline", "pipeline", False),
+            ("ann/m-shard-0", "shard", False),
+            ("ann/m", "model", True),
+            ("ann/data", "dataset", True),
+        ]
+        assert rows[2]["commit"] == api.model_info("ann/m").sha
+        assert rows[2]["num_files"] == 2
+        assert rows[2]["size_bytes"] == sum(file.size for file in api.list_repo_tree("ann/m"))
+        shown = run("ls", *place).stdout.splitlines()
+        assert [line.split()[:3] for line in shown][1:3] == [
+            ["ann/m-shard-0", "shard", "public"],
+            ["ann/m", "model", "private"],
+        ]
+
+
+def test_mirror_brings_a_repo_over(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "source") as source, running_hub(tmp_path / "target") as target:
+        api = HfApi(endpoint=source.endpoint, token=source.token("org"))
+        api.create_repo("org/m", private=False)
+        api.upload_file(path_or_fileobj=b"w" * 1000, path_in_repo="w.bin", repo_id="org/m")
+        token = target.token("ann")
+        environment = {"HF_ENDPOINT": target.endpoint, "HF_TOKEN": token, "SHARDHUB_CACHE": str(tmp_path / "cache")}
+        done = run("mirror", f"{source.endpoint}/org/m", "--json", **environment)
+        record = json.loads(done.stdout)
+        mirrored = HfApi(endpoint=target.endpoint, token=token)
+        assert (record["repo"], record["commit"]) == ("ann/m", mirrored.model_info("ann/m").sha)
+        assert record["source_commit"] == api.model_info("org/m").sha
+        assert run("mirror", f"{source.endpoint}/org/m", **environment).stdout == f"ann/m@{record['commit']}\n"

@@ -18,6 +18,7 @@ from huggingface_hub import (
     HfApi,
     HfFileSystem,
     ModelCard,
+    constants,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
@@ -42,6 +43,13 @@ SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 def status(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
     return error.value.response.status_code
+
+
+@pytest.fixture(autouse=True, params=["xet", "lfs"])
+def transfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the client uploads over: Xet is its default."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    return str(request.param)
 
 
 @pytest.fixture
@@ -191,7 +199,7 @@ def test_model_card_is_pushed_and_loaded(api: HfApi, repo: str) -> None:
         "ModelCard('---\\nlicense: mit\\n---\\n# Title').push_to_hub(sys.argv[1])\n"
         "card = ModelCard.load(sys.argv[1]); assert card.data.license == 'mit'; print(card.text.strip())"
     )
-    environment = {**os.environ, "HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token), "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, "HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token)}
     done = subprocess.run(
         [sys.executable, "-c", script, repo], env=environment, capture_output=True, text=True, check=False
     )

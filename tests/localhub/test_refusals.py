@@ -7,8 +7,6 @@ import hashlib
 import json
 import logging
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -289,26 +287,6 @@ def test_of_concurrent_commits_on_one_parent_one_is_taken(raw: Raw, api: HfApi, 
             pool.map(lambda number: raw.commit(repo, file(f"f{number}"), parent=parent).status_code, range(8))
         )
     assert sorted(answers) == [200] + [412] * 7
-
-
-def test_a_client_that_insists_on_xet_is_told_the_setting(api: HfApi, repo: str) -> None:
-    script = (
-        "import sys; from huggingface_hub import HfApi\n"
-        "HfApi(endpoint=sys.argv[1], token=sys.argv[2]).upload_file("
-        "path_or_fileobj=b'x' * 10000, path_in_repo='w.safetensors', repo_id=sys.argv[3])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, api.endpoint, str(api.token), repo],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PATH": ""},
-    )
-    assert done.returncode == 1
-    assert "HF_HUB_DISABLE_XET=1" in done.stderr
-    answer = WEB.get(f"{api.endpoint}/api/models/{repo}/xet-write-token/main", follow_redirects=True)
-    assert answer.status_code == 400
-    assert "HF_HUB_DISABLE_XET=1" in answer.json()["error"]
 
 
 def test_urls_given_to_clients_start_with_the_public_one(tmp_path: Path) -> None:

@@ -9,13 +9,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from shardhub.errors import AddressError, FormatError, NewerFormat, UsageError
@@ -23,6 +21,7 @@ from shardhub.localhub import gc, uploads
 from shardhub.localhub.catalog import FILE, Catalog
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.server import RunningHub, ServerSettings, running_hub
+from tests.localhub.hub_process import hub_process, make_token
 from tests.ports import kept
 
 # huggingface_hub 2.4.0 sends LFS bytes in a way httpx2 warns about.
@@ -32,25 +31,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 BIG = 2 * uploads.PART_BYTES + 1000
 
 
-@contextmanager
-def hub_process(folder: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A Hub in a process of its own."""
-    command = [sys.executable, "-m", "shardhub.localhub", str(folder), str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline().strip()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-
-
-def make_token(folder: Path, user: str = "ann") -> str:
-    with LocalHub(folder) as hub:
-        return hub.token(user)
-
-
-def test_a_hub_killed_while_bytes_come_in_has_them_all_after_the_client_retries(tmp_path: Path) -> None:
+def test_a_hub_killed_while_bytes_come_in_has_them_all_after_the_client_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     folder, weights = tmp_path / "hub", tmp_path / "w.safetensors"
     with weights.open("wb") as file:
         for _ in range(BIG // 1000):

@@ -12,8 +12,9 @@ import typer
 
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
+from shardhub.cli.options import CacheDir
 from shardhub.cli.streams import announce
-from shardhub.cli.terminal import note
+from shardhub.cli.terminal import Terminal, note
 from shardhub.sizes import size_text
 
 Folder = Annotated[Path | None, typer.Option("--dir", help="Folder of the Hub's data; one of this user's by default.")]
@@ -47,7 +48,7 @@ def init(hub: InitFlags, output: Output) -> int:
     option = "" if hub.folder is None else f" --dir {hub.folder}"
     note(f"Created a Hub in {place}. This token will not be shown again:")
     print(token)
-    note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1.")
+    note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT and HF_TOKEN.")
     return 0
 
 
@@ -154,7 +155,84 @@ def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
     return 0
 
 
+def ls(hub: FolderFlags, output: Output) -> int:
+    """List the Hub's repos: name, kind, size and last change. The Hub may be running."""
+    from dataclasses import asdict
+
+    from shardhub.localhub.listing import list_repos
+    from shardhub.usecases.hub_folder import hub_folder
+
+    place = hub_folder(hub.folder)
+    rows = list_repos(place)
+    if output.as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return 0
+    width = max((len(row.id) for row in rows), default=0)
+    for row in rows:
+        access = "private" if row.private else "public"
+        print(
+            f"{row.id:<{width}}  {row.kind:<8}  {access:<7}  {size_text(row.size_bytes):>10}  "
+            f"{row.changed[:16].replace('T', ' ')} UTC"
+        )
+    note(f"{len(rows)} repos in {place}")
+    return 0
+
+
+@flags("Where it comes from and goes to")
+class MirrorFlags:
+    """Where a repo comes from, and where it goes."""
+
+    source_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--source-endpoint",
+            help="Hub that the repo is on; by default the public one. Its token: SHARDHUB_SOURCE_TOKEN.",
+            metavar="URL",
+        ),
+    ] = None
+    name: Annotated[
+        str | None, typer.Option(help="Repo to bring it to; by default of the same name.", metavar="USER/NAME")
+    ] = None
+    private: Annotated[bool, typer.Option("--private", help="Create a repo that only you can read.")] = False
+    cache_dir: CacheDir = None
+
+
+def mirror(
+    repo: Annotated[str, typer.Argument(metavar="MODEL", help="Repo: ORG/NAME[@REVISION], or its URL.")],
+    bringing: MirrorFlags,
+    output: Output,
+) -> int:
+    """Bring a repo from another Hub to the one that HF_ENDPOINT names, with the same files.
+
+    To finish an interrupted run, run the same command again.
+    """
+    from shardhub.usecases.mirror import MirrorSettings
+    from shardhub.usecases.mirror import mirror as bring
+
+    settings = MirrorSettings(
+        source_endpoint=bringing.source_endpoint,
+        name=bringing.name,
+        private=bringing.private,
+        cache_dir=bringing.cache_dir,
+    )
+    done = bring(repo, settings, Terminal())
+    if output.as_json:
+        record = {
+            "repo": done.repo,
+            "commit": done.commit,
+            "source_commit": done.source_commit,
+            "files": done.num_files,
+            "size_bytes": done.size_bytes,
+            "sent_bytes": done.sent_bytes,
+        }
+        print(json.dumps(record))
+        return 0
+    print(f"{done.repo}@{done.commit}")
+    note(f"{done.num_files} files, {size_text(done.size_bytes)}, of which {size_text(done.sent_bytes)} were sent")
+    return 0
+
+
 hub_app = make_group("hub", "A Hub of your own, for the real Hub's clients: weights stay on this machine or network.")
-HUB_COMMANDS: tuple[Callable[..., int], ...] = (init, serve, token, gc)
+HUB_COMMANDS: tuple[Callable[..., int], ...] = (init, serve, token, ls, mirror, gc)
 for command in HUB_COMMANDS:
     hub_app.command(cls=Command)(flattened(command))

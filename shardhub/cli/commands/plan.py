@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CutFlags, Model, ModelFlags, QuantiseFlags
+from shardhub.cli.options import CutFlags, Model, ModelFlags, QuantiseFlags, SourceFlags
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
@@ -36,6 +36,7 @@ def plan(
     cut: CutFlags,
     quantising: QuantiseFlags,
     proof: ProofFlags,
+    reading: SourceFlags,
     leaving: ModelFlags,
     output: Output,
 ) -> int:
@@ -49,6 +50,7 @@ def plan(
 
     settings = PlanSettings(
         proof=not proof.no_proof,
+        source_endpoint=reading.source_endpoint,
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
         quantisation=quantising.quantisation(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags
+from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, SourceFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import shard_name
 
@@ -32,6 +32,7 @@ def split(
     quantising: QuantiseFlags,
     writing: SplitFlags,
     checks: CheckFlags,
+    reading: SourceFlags,
     leaving: ModelFlags,
     output: Output,
 ) -> int:
@@ -49,6 +50,7 @@ def split(
         check_weights=checks.check_weights,
         parity=checks.parity(),
         sign_key=checks.sign_key,
+        source_endpoint=reading.source_endpoint,
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
         quantisation=quantising.quantisation(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, Yes
+from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, SourceFlags, Yes
 from shardhub.cli.terminal import Terminal, note
 from shardhub.sizes import size_text
 
@@ -49,6 +49,7 @@ def split_and_push(
     quantising: QuantiseFlags,
     publishing: PublishFlags,
     checks: CheckFlags,
+    reading: SourceFlags,
     leaving: ModelFlags,
     output: Output,
 ) -> int:
@@ -69,6 +70,7 @@ def split_and_push(
         cache_dir=publishing.cache_dir,
         parity=checks.parity(),
         sign_key=checks.sign_key,
+        source_endpoint=reading.source_endpoint,
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
         quantisation=quantising.quantisation(),

@@ -13,8 +13,6 @@ from shardhub.localhub.refusals import Refusal
 
 # Largest README in JSON.
 _MAX_CARD_BYTES = 16 << 20
-# hf_xet shows a refusal's URL but not its body, so the URL says what to do.
-_XET_ADVICE = "/_xet/this-Hub-speaks-LFS-only/set-HF_HUB_DISABLE_XET=1-and-start-again"
 
 
 async def whoami(request: Request) -> Response:
@@ -54,21 +52,6 @@ async def auth_check_write(request: Request) -> Response:
     """GET .../auth-check/write: whether the caller may change the repo."""
     await writable_repo(request)
     return JSONResponse({})
-
-
-async def xet_token(request: Request) -> Response:
-    """GET .../xet-write-token/REVISION: this Hub has no Xet storage."""
-    return Response(status_code=307, headers={"Location": _XET_ADVICE})
-
-
-async def xet_refused(request: Request) -> Response:
-    """Answer a client that insists on Xet, with advice in the body for those who read it."""
-    del request
-    raise Refusal(
-        400,
-        "This Hub takes uploads over LFS, not over Xet. Set HF_HUB_DISABLE_XET=1 in the environment of the client, "
-        "before Python starts, and run it again.",
-    )
 
 
 async def nothing_here(request: Request) -> Response:

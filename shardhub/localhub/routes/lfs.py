@@ -14,19 +14,17 @@ from starlette.responses import JSONResponse, Response
 
 from shardhub.localhub import repos
 from shardhub.localhub.access import base_url, hub_of, parameter, writable_repo
-from shardhub.localhub.bodies import check_length, chunks, read_model
+from shardhub.localhub.bodies import blocks, check_length, read_model
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.messages import LfsBatch, LfsComplete, LfsObject
 from shardhub.localhub.paths import check_digest
 from shardhub.localhub.refusals import bad_request, repo_not_found
 from shardhub.localhub.repos import Repo
 from shardhub.localhub.signing import COMPLETE
-from shardhub.localhub.uploads import PART_BYTES, PartWriter, Upload
+from shardhub.localhub.uploads import PART_BYTES, Upload
 
 # The client downloads no larger file over HTTP.
 MAX_FILE_BYTES = 50_000_000_000
-# Bytes handed to a thread at once; hashing and writing such a block release the GIL.
-_WRITE_BYTES = 1 << 20
 
 
 async def batch(request: Request) -> Response:
@@ -65,7 +63,8 @@ async def put_part(request: Request) -> Response:
     await run_in_threadpool(_owns, hub, upload)
     writer = await run_in_threadpool(hub.uploads.write_part, upload, part)
     try:
-        await _write_body(request, writer)
+        async for block in blocks(request):
+            await run_in_threadpool(writer.write, block)
         await run_in_threadpool(writer.finish)
     finally:
         writer.close()
@@ -101,17 +100,6 @@ async def verify(request: Request) -> Response:
     if not await run_in_threadpool(look):
         raise bad_request(f"Object {message.oid[:64]} of {message.size} bytes was not received: upload it again.")
     return JSONResponse({})
-
-
-async def _write_body(request: Request, writer: PartWriter) -> None:
-    pending = bytearray()
-    async for chunk in chunks(request):
-        pending += chunk
-        if len(pending) >= _WRITE_BYTES:
-            await run_in_threadpool(writer.write, bytes(pending))
-            pending.clear()
-    if pending:
-        await run_in_threadpool(writer.write, bytes(pending))
 
 
 def _signed_upload(request: Request) -> Upload:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -25,10 +22,11 @@ from shardhub.localhub.access import (
     writable_repo,
 )
 from shardhub.localhub.bodies import read_model
-from shardhub.localhub.card import CardError, front_matter, tags
+from shardhub.localhub.card import tags
 from shardhub.localhub.history import DEFAULT_BRANCH, Commit
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.messages import CreateRepo, MoveRepo, RepoName, RepoSettings
+from shardhub.localhub.metadata import metadata_of
 from shardhub.localhub.paths import check_name, check_namespace, check_repo_type
 from shardhub.localhub.refusals import Refusal, bad_request
 from shardhub.localhub.repos import Repo, check_may_write, find_writable
@@ -36,12 +34,6 @@ from shardhub.localhub.tree import Add, Entry, git_blob_oid, lfs_pointer
 
 log = logging.getLogger(__name__)
 
-# Largest card that is read to describe its repo, and number of parsed cards that are cached, a few KB each.
-_MAX_CARD_BYTES = 1 << 20
-_MAX_CARDS = 1024
-# The client passes a card's fields to a function as keywords; these are that function's own names, and would break a
-# whole listing.
-_NO_FIELDS = ("self", "ignore_metadata_errors")
 _PAGE = 500
 # What a new repo holds, as on the real Hub. `routes.commit` keeps files with these endings in LFS.
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".npz", ".npy", ".pt", ".onnx", ".parquet", ".arrow", ".zip", ".gz")
@@ -180,7 +172,7 @@ async def list_all(request: Request) -> Response:
 
 def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """Describe a repo at a commit for the client's `ModelInfo`; `blobs` adds sizes and ids of the files."""
-    metadata = _metadata(hub, commit.tree.get("README.md"))
+    metadata = metadata_of(hub.store, commit)
     siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
     return {
         "_id": hashlib.sha256(str(repo.row).encode()).hexdigest()[:24],
@@ -211,29 +203,6 @@ def sibling(path: str, entry: Entry, *, blobs: bool) -> dict[str, Any]:
             pointer = lfs_pointer(entry.sha256, entry.size_bytes)
             described["lfs"] = {"sha256": entry.sha256, "size": entry.size_bytes, "pointerSize": len(pointer)}
     return described
-
-
-def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:
-    if card is None or card.size_bytes > _MAX_CARD_BYTES:
-        return {}
-    try:
-        metadata: dict[str, Any] = json.loads(_card_json(hub.store.path(card.sha256)))
-    except FileNotFoundError:  # a lost blob affects its own repo only, not the whole list
-        log.error("%s is missing: restore it from a backup", hub.store.path(card.sha256))
-        return {}
-    return metadata
-
-
-@lru_cache(maxsize=_MAX_CARDS)
-def _card_json(blob: Path) -> str:
-    """A card's metadata as JSON text, empty if it is unusable; cacheable because a blob never changes."""
-    try:
-        fields = front_matter(blob.read_text("utf-8", errors="replace"))
-    except CardError:
-        return "{}"
-    if not isinstance(fields.get("tags"), (list, str, type(None))):
-        del fields["tags"]  # the client iterates over this field
-    return json.dumps({name: value for name, value in fields.items() if name not in _NO_FIELDS})
 
 
 def _split(repo_id: str) -> tuple[str, str]:
