@@ -11,6 +11,7 @@ from shardhub.errors import DigestMismatch, DiskFull, FormatError, UsageError
 from shardhub.hub.assemble import NUM_AT_ONCE, AssembledFile
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import Origin, RepoFile, fetch_blob
+from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.hub.several import in_threads
 from shardhub.manifest import (
@@ -49,11 +50,13 @@ class FetchProgress:
 
     Attributes:
         file: File being fetched.
+        place: Where it comes from: a repo, or a node's address.
         done_bytes, total_bytes: Bytes of the weight files that were not cached.
     """
 
     repo: str
     file: str
+    place: str
     done_bytes: int
     total_bytes: int
 
@@ -66,6 +69,7 @@ class Snapshot:
         cache: The cache.
         notice: Called with remarks for people.
         progress: Called after every megabyte.
+        neighbours: Asked for weight files before the Hub is.
     """
 
     def __init__(
@@ -75,12 +79,14 @@ class Snapshot:
         *,
         notice: Callable[[str], None],
         progress: Callable[[FetchProgress], None],
+        neighbours: Neighbours = NOBODY,
     ) -> None:
         self._repo = repo
         self._cache = cache
         self._folder = cache.partial_snapshot(repo.repo, repo.commit)
         self._notice = notice
         self._progress = progress
+        self._neighbours = neighbours
 
     def bring(self, digest: str | None) -> None:
         """Fetch what is missing.
@@ -158,20 +164,32 @@ class Snapshot:
                 cache.link(self._folder, file.name, file.sha256)
         total_bytes = sum(file.size_bytes for file in absent)
         self._check_room(absent, total_bytes)
+        if absent:
+            self._neighbours.ask(absent)
         source = repo.beside(stage.source.repo or "", stage.source.commit or "")
         done_bytes, counting = 0, Lock()
 
         def fetch(file: WeightFile, go_on: Callable[[], None]) -> None:
+            place = repo.repo
+
+            def begin(origin: Origin) -> None:
+                nonlocal place
+                place = origin.place
+
             def count(received: int) -> None:
                 nonlocal done_bytes
                 go_on()
                 with counting:
                     done_bytes += received
                     self._progress(
-                        FetchProgress(repo=repo.repo, file=file.name, done_bytes=done_bytes, total_bytes=total_bytes)
+                        FetchProgress(
+                            repo=repo.repo, file=file.name, place=place, done_bytes=done_bytes, total_bytes=total_bytes
+                        )
                     )
 
-            origins: list[Origin] = [RepoFile(repo, file.name)] if file.name in repo.files else []
+            origins = [*self._neighbours.origins(file)]
+            if file.name in repo.files:
+                origins.append(RepoFile(repo, file.name))
             if file.name in assemblies:
                 origins.append(AssembledFile(file.name, assemblies[file.name], source))
             fetch_blob(
@@ -181,6 +199,7 @@ class Snapshot:
                 check=lambda path: check_weight_header(path, file, tensors),
                 notice=self._notice,
                 progress=count,
+                began=begin,
             )
             cache.link(self._folder, file.name, file.sha256)
 
