@@ -8,12 +8,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc.aio
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.engine.engine import Engine
 from shardhub.errors import NodeLost, NotFound, Overloaded, ShardhubError, WeightFileError, WireError
 from shardhub.hub.cache import Cache
 from shardhub.limits import MAX_FILES_ASKED
@@ -61,6 +60,18 @@ class Sharing:
 NOTHING_SHARED = Sharing()
 
 
+class Steps(Protocol):
+    """The steps to which transfers yield; an engine's."""
+
+    @property
+    def num_sessions(self) -> int:
+        """Number of open sessions."""
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds the current step has run; 0 between steps."""
+
+
 class FileServicer(FilesServicer):
     """Serves the weight files of a cache.
 
@@ -89,13 +100,13 @@ class FileServicer(FilesServicer):
         self._clock = clock
         self._throttle = Throttle(sharing.bytes_per_s, clock)
         self._looking = asyncio.Lock()
-        self._engine: Engine | None = None
+        self._steps: Steps | None = None
         self._num_transfers = 0
         self._sent_bytes = 0
 
-    def serve(self, engine: Engine) -> None:
-        """Yield to the steps of this engine from now on."""
-        self._engine = engine
+    def yield_to(self, steps: Steps) -> None:
+        """Yield to these steps from now on."""
+        self._steps = steps
 
     def load(self) -> dict[str, float]:
         """Load figures: files being sent now, and bytes sent since the start."""
@@ -157,12 +168,12 @@ class FileServicer(FilesServicer):
 
     async def _wait_for_steps(self, size_bytes: int) -> None:
         """Wait until no step runs, for a moment at most, and until the rate allows that many bytes."""
-        engine = self._engine
-        if engine is None or not engine.num_sessions:
+        steps = self._steps
+        if steps is None or not steps.num_sessions:
             return
         await self._throttle.take(size_bytes)
         until = self._clock.now() + _STEP_PATIENCE_S
-        while engine.busy_s and self._clock.now() < until:
+        while steps.busy_s and self._clock.now() < until:
             await self._clock.sleep(_STEP_POLL_S)
 
 

@@ -145,7 +145,7 @@ async def run_node(
             return stopping.exit_code
         engine = loading.result()
         servicer.serve(engine)
-        files.serve(engine)
+        files.yield_to(engine)
         await _report(health, health_pb2.HealthCheckResponse.SERVING)
 
         async def report(is_ready: bool) -> None:

@@ -39,7 +39,10 @@ class SharedFiles:
     def refresh(self) -> None:
         """Look again which shards are complete; this reads the disk."""
         known = self._shards
-        self._shards = {folder: known.get(folder) or self._weight_files(folder) for folder in self._complete_folders()}
+        self._shards = {
+            folder: known[folder] if folder in known else self._weight_files(folder)
+            for folder in self._complete_folders()
+        }
         self._sizes = {sha256: size for files in self._shards.values() for sha256, size in files.items()}
 
     def size_bytes(self, sha256: str) -> int | None:

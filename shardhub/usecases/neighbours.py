@@ -56,6 +56,8 @@ class AskedNeighbours:
         notice: Called with remarks for people.
         stall_s: How long a neighbour may take for a megabyte.
         busy_s: How long busy neighbours are asked again.
+        shuffle: Puts the neighbours that have a file into the order in which they are tried: several nodes that fetch
+            the same should not all ask one neighbour.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class AskedNeighbours:
         security: Security = PLAIN,
         stall_s: float = STALL_S,
         busy_s: float = _BUSY_S,
+        shuffle: Callable[[list[_Neighbour]], None] = random.shuffle,
     ) -> None:
         self._addresses = addresses
         self._loop = loop
@@ -74,6 +77,7 @@ class AskedNeighbours:
         self._security = security
         self._stall_s = stall_s
         self._busy_s = busy_s
+        self._shuffle = shuffle
         self._neighbours: list[_Neighbour] | None = None
 
     def __enter__(self) -> AskedNeighbours:
@@ -95,9 +99,9 @@ class AskedNeighbours:
             self._notice(f"fetching {len(here)} of {len(files)} weight files ({size}) from {', '.join(addresses)}")
 
     def origins(self, file: WeightFile) -> Sequence[Origin]:
-        """As `Neighbours.origins`; in random order, so that several nodes do not all ask one neighbour."""
+        """As `Neighbours.origins`; only the last of them is waited for if it is busy."""
         holders = self._holders(file)
-        random.shuffle(holders)
+        self._shuffle(holders)
         return [
             _NeighbourFile(
                 one,
