@@ -119,6 +119,7 @@ class NodeFacts:
         boot_id: Distinguishes it from an earlier node at the same address.
         metrics: Where metrics are served for Prometheus.
         inexact: What is inexact about its numbers, if anything.
+        shares: Whether it hands weight files of its cache to other nodes.
     """
 
     address: str
@@ -135,6 +136,7 @@ class NodeFacts:
     boot_id: str
     metrics: str | None
     inexact: str | None
+    shares: bool
 
 
 class Node:
@@ -250,6 +252,7 @@ class Serving(Block[Node]):
                     boot_id=engine.boot_id.hex(),
                     metrics=str(endpoint.address) if endpoint else None,
                     inexact=inexact_of(shards),
+                    shares=settings.share,
                 )
             )
 

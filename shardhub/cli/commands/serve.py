@@ -182,4 +182,5 @@ def _record(facts: NodeFacts) -> dict[str, object]:
         "boot_id": facts.boot_id,
         "metrics": facts.metrics,
         "inexact": facts.inexact,
+        "shares": facts.shares,
     }
