@@ -14,3 +14,5 @@ MAX_SCORED = 128
 MAX_DRAFT = 32
 # Tokens of each answer in a parity record.
 MAX_REFERENCE_TOKENS = 4096
+# Files that a node is asked for in one message.
+MAX_FILES_ASKED = 512

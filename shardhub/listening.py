@@ -46,6 +46,19 @@ def check_reach(host: str, *, is_safe: bool, why: str, hint: str, what: str = "l
         raise AddressError(f"Refusing to {what} on {host}.", why=why, hint=hint)
 
 
+def own_addresses() -> list[str]:
+    """IPv4 addresses of this machine, loopback last, as it serves only processes on this machine."""
+    import psutil
+
+    addresses = [
+        address.address
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family == socket.AF_INET
+    ]
+    return sorted(addresses, key=lambda address: address.startswith("127."))
+
+
 class HostNames:
     """The Host headers by which a server may be called, besides those of loopback.
 

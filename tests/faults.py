@@ -178,6 +178,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "What comes over the wire": [
         (
+            "request for weight files with paths, odd digests or ranges beyond the file",
+            "refused, no byte read",
+            "tests/node/test_file_servicer.py::test_malformed_requests_are_refused",
+        ),
+        (
             "unknown, replayed, gapped steps, old epochs, at random",
             "refused, nothing changes",
             "tests/engine/test_sessions_stateful.py::test_session_machine",
@@ -227,6 +232,16 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "Certificates and signatures": [
+        (
+            "stranger or revoked machine that asks for weight files",
+            "nothing is read",
+            "tests/hub/test_neighbours.py::test_strangers_are_given_nothing_and_fetch_from_the_hub",
+        ),
+        (
+            "machine revoked while it reads a weight file",
+            "cut off",
+            "tests/node/test_file_servicer.py::test_a_revoked_reader_is_cut_off_in_the_middle",
+        ),
         (
             "file beside a signed manifest that it does not name",
             "not read; `verify --key` fails",
@@ -508,6 +523,51 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "two processes assemble the same",
             "fetched once",
             "tests/hub/test_by_reference.py::test_two_processes_assemble_a_file_once",
+        ),
+        (
+            "neighbour with a wrong weight file",
+            "found out by its sha256, fetched whole elsewhere",
+            "tests/hub/test_neighbours.py::test_a_lying_neighbour_is_found_out_and_left",
+        ),
+        (
+            "wrong bytes of a neighbour that another place completes",
+            "fetched whole from that place",
+            "tests/hub/test_neighbours.py::test_a_lie_that_another_place_ends_is_found_out",
+        ),
+        (
+            "neighbour that stalls, drips, leaves, ends early or refuses in the middle of a file",
+            "the rest comes from the Hub, with a note",
+            "tests/hub/test_neighbours.py::test_the_hub_goes_on_where_a_neighbour_stops",
+        ),
+        (
+            "neighbour that sends without end",
+            "left at the file's size",
+            "tests/hub/test_neighbours.py::test_more_bytes_than_a_file_has_are_refused",
+        ),
+        (
+            "neighbour that does not answer, or is no node",
+            "the Hub gives all, with a note",
+            "tests/hub/test_neighbours.py::test_an_address_without_such_a_node_costs_a_note",
+        ),
+        (
+            "neighbour that stays busy",
+            "asked again, then the Hub is",
+            "tests/hub/test_neighbours.py::test_a_neighbour_that_stays_busy_leaves_it_to_the_hub",
+        ),
+        (
+            "fetch from a neighbour killed",
+            "the next run takes the rest",
+            "tests/hub/test_neighbours.py::test_a_kill_in_mid_transfer_is_finished_by_the_next_run",
+        ),
+        (
+            "reader of weight files that takes nothing",
+            "loses its place to others",
+            "tests/node/test_file_servicer.py::test_a_reader_that_takes_nothing_loses_its_place",
+        ),
+        (
+            "weight file that is damaged on the node that shares it",
+            "not given",
+            "tests/node/test_file_servicer.py::test_a_damaged_file_is_not_given_and_not_touched",
         ),
         (
             "flipped bit in transit, once and twice",

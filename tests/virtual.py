@@ -45,6 +45,11 @@ class VirtualClock:
         heapq.heappush(self._timers, (self._now + max(0.0, seconds), next(self._numbers), timer))
         return timer
 
+    @property
+    def num_timers(self) -> int:
+        """Number of calls that are due later."""
+        return sum(timer.call is not None for _, _, timer in self._timers)
+
     async def sleep(self, seconds: float) -> None:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = self.call_later(seconds, lambda: over.done() or over.set_result(None))

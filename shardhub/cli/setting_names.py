@@ -25,6 +25,7 @@ FLAGS = {
     "ignore_fields": "--ignore-field",
     "keys": "--api-key-file",
     "machines": "--machine",
+    "neighbours": "--neighbour",
     "mode": "--q-mode",
     "nodes": "--node",
     "num_prompt": "--prompt-tokens",

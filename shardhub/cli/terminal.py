@@ -25,7 +25,7 @@ _RATE_S = 0.2
 # A prompt of fewer ids is done before a line could be read.
 _LONG_PROMPT = 256
 _BAR_WIDTH = 24
-_ITEM_WIDTH = 40
+_ITEM_WIDTH = 48
 _UPLOADING = "uploading"
 # Whether the answer on stdout has an unfinished line.
 _is_line_open = False

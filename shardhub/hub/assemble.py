@@ -11,6 +11,7 @@ from itertools import groupby
 
 from shardhub.checkpoint.header import ByteSource
 from shardhub.errors import FormatError
+from shardhub.hub.listed import NUM_CONTENT_TRIES
 from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.source_ranges import Assembly, FileRange
 
@@ -48,8 +49,11 @@ class AssembledFile:
         source: The model that it was made from.
     """
 
+    num_tries = NUM_CONTENT_TRIES
+
     def __init__(self, name: str, assembly: Assembly, source: PinnedRepo) -> None:
         self.name = f"{name} (assembled from {source.repo})"
+        self.place = source.repo
         self.size_bytes = assembly.size_bytes
         self._assembly = assembly
         self._source = source
@@ -62,6 +66,9 @@ class AssembledFile:
         """
         self._check_ranges()
         return read_assembly(self._assembly, self._source.open, start=start, progress=progress)
+
+    def distrust(self) -> None:
+        """Do nothing: other files of the source may be right."""
 
     def _check_ranges(self) -> None:
         files = self._source.files

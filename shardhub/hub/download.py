@@ -11,11 +11,12 @@ from typing import Protocol
 
 from shardhub.errors import (
     AccessError,
+    ChainError,
     DigestMismatch,
     FormatError,
     HubRefused,
-    HubUnreachable,
     NotFound,
+    Overloaded,
     ShardhubError,
     WeightFileError,
 )
@@ -27,7 +28,10 @@ from shardhub.whole_files import sync_folder
 
 _BUFFER_BYTES = 1 << 20
 # Failures of one origin that say nothing about the others.
-_PASSED_OVER = (AccessError, NotFound, HubUnreachable, HubRefused, DigestMismatch, FormatError, WeightFileError)
+_PASSED_OVER = (
+    *(AccessError, NotFound, HubRefused, ChainError, Overloaded),
+    *(DigestMismatch, FormatError, WeightFileError),
+)
 
 
 class Origin(Protocol):
@@ -35,10 +39,14 @@ class Origin(Protocol):
 
     Attributes:
         name: File and place, for messages.
+        place: The place alone: a repo, or a node's address.
+        num_tries: How often the whole file is taken from there before its bytes count as wrong.
     """
 
     name: str
+    place: str
     size_bytes: int
+    num_tries: int
 
     def read(self, start: int, progress: Callable[[int], None]) -> Iterator[memoryview]:
         """The bytes from `start` on, in order; each buffer is valid until the next is requested.
@@ -49,12 +57,18 @@ class Origin(Protocol):
         """
         ...
 
+    def distrust(self) -> None:
+        """Take nothing more from there, if that is wise: the whole file was wrong."""
+
 
 class RepoFile:
     """A file in a repo, as an `Origin`."""
 
+    num_tries = NUM_CONTENT_TRIES
+
     def __init__(self, repo: PinnedRepo, name: str) -> None:
         self.name = f"{repo.repo}/{name}"
+        self.place = repo.repo
         self.size_bytes = repo.file(name).size_bytes
         self._repo = repo
         self._path = name
@@ -70,6 +84,9 @@ class RepoFile:
                 progress(len(filled))
                 yield filled
 
+    def distrust(self) -> None:
+        """Do nothing: the repo's other files may be right."""
+
 
 def fetch_blob(
     origins: Sequence[Origin],
@@ -79,6 +96,7 @@ def fetch_blob(
     check: Callable[[Path], None],
     notice: Callable[[str], None],
     progress: Callable[[int], None],
+    began: Callable[[Origin], None] = lambda _: None,
 ) -> Path:
     """Fetch a file into the cache, unless it is there or another process fetches it meanwhile.
 
@@ -90,9 +108,10 @@ def fetch_blob(
         notice: Called with what delays the fetch, and when a file has to be fetched again.
         progress: Called with the bytes gained since the last call, negative if bytes had to be discarded; may raise to
             end the fetch.
+        began: Called with each origin before it is read.
 
     Raises:
-        DigestMismatch: The bytes were wrong twice.
+        DigestMismatch: The bytes were wrong, as often as the last origin is tried.
         As `Origin.read`, `check`, `Cache.writing`, `locked` and `hub_failures`; of several origins, the last one's
             error, which names the others' too.
     """
@@ -104,7 +123,7 @@ def fetch_blob(
 
     with (
         cache.writing(),
-        locked(cache.lock_file(sha256), what=origins[0].name, notice=notice, sleep=sleep) as is_locked,
+        locked(cache.lock_file(sha256), what=origins[-1].name, notice=notice, sleep=sleep) as is_locked,
     ):
         if cache.has(sha256, size_bytes):
             progress(size_bytes)
@@ -113,6 +132,7 @@ def fetch_blob(
         failures: list[ShardhubError] = []
         for number, origin in enumerate(origins, 1):
             counted = _Counted(progress)
+            began(origin)
             try:
                 _complete(origin, partial, sha256, notice, counted)
                 break
@@ -154,20 +174,23 @@ def _complete(
     """Fetch the rest of a partial file, and all of it again if its bytes are wrong.
 
     Raises:
-        DigestMismatch: The bytes were wrong twice; the file was removed.
+        DigestMismatch: The bytes were wrong each time; the file was removed.
     """
-    for number in range(NUM_CONTENT_TRIES):
+    # The first bytes may have come from elsewhere: then the origin has not been tried before it gives all of them.
+    num_tries = max(origin.num_tries, 2 if partial.exists() else 1)
+    for number in range(num_tries):
         if (digest := _fetch_rest(origin, partial, progress)) == sha256:
             return
         partial.unlink()
         progress(-origin.size_bytes)
-        if number + 1 < NUM_CONTENT_TRIES:
+        if number + 1 < num_tries:
             notice(f"{origin.name}: its sha256 differs from the published one, fetching it again")
+    origin.distrust()
     raise DigestMismatch(
-        f"The Hub's copy of {origin.name} is corrupt.",
-        why=f"{NUM_CONTENT_TRIES} downloads had the right size, but the last one had the sha256 "
-        f"{digest[:16]}... instead of {sha256[:16]}....",
-        hint="The downloads were deleted. Tell the repo's publisher, or run the same command again later.",
+        f"The copy of {origin.name} is corrupt.",
+        why=f"Its size is right, but its sha256 is {digest[:16]}... instead of {sha256[:16]}... (fetched {num_tries} "
+        f"{'times' if num_tries > 1 else 'time'}).",
+        hint="What was fetched was deleted. Tell the repo's publisher, or run the same command again later.",
     )
 
 

@@ -18,6 +18,7 @@ from shardhub.errors import (
 )
 from shardhub.hub.cache import Cache
 from shardhub.hub.evict import make_room
+from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.published_commit import pinned_by_pipeline
 from shardhub.hub.ranges import Patience
@@ -49,6 +50,7 @@ class Fetcher:
         patience: How long to wait for the Hub; its `notice` also receives other remarks.
         progress: Called after every megabyte.
         limit_bytes: Size to keep the cache within, by deleting the least recently used shards.
+        neighbours: Asked for weight files before the Hub is.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Fetcher:
         patience: Patience | None = None,
         progress: Callable[[FetchProgress], None] = lambda _: None,
         limit_bytes: int | None = None,
+        neighbours: Neighbours = NOBODY,
     ) -> None:
         self.cache = cache
         self._make_api = api
@@ -66,6 +69,7 @@ class Fetcher:
         self._patience = patience or Patience()
         self._progress = progress
         self._limit_bytes = limit_bytes
+        self._neighbours = neighbours
 
     @property
     def api(self) -> HfApi:
@@ -166,7 +170,13 @@ class Fetcher:
                         hint="Try again once it has finished.",
                     )
                 if (folder := cache.snapshot(reference.repo, commit)) is None:
-                    Snapshot(repo, cache, notice=self._patience.notice, progress=self._progress).bring(digest)
+                    Snapshot(
+                        repo,
+                        cache,
+                        notice=self._patience.notice,
+                        progress=self._progress,
+                        neighbours=self._neighbours,
+                    ).bring(digest)
                     folder = cache.finish(reference.repo, commit)
                 return folder
         except HubUnreachable as error:

@@ -13,6 +13,7 @@ from shardhub.hub.assemble import NUM_AT_ONCE, AssembledFile
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import Origin, RepoFile, fetch_blob
 from shardhub.hub.hubs import named_hub
+from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.hub.several import in_threads
 from shardhub.manifest import (
@@ -54,11 +55,13 @@ class FetchProgress:
 
     Attributes:
         file: File being fetched.
+        place: Where it comes from: a repo, or a node's address.
         done_bytes, total_bytes: Bytes of the weight files that were not cached.
     """
 
     repo: str
     file: str
+    place: str
     done_bytes: int
     total_bytes: int
 
@@ -72,6 +75,7 @@ class Snapshot:
         notice: Called with remarks for people.
         progress: Called after every megabyte.
         hubs: Makes the client of another Hub that has a shard's source, from its name.
+        neighbours: Asked for weight files before the Hub is.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Snapshot:
         notice: Callable[[str], None],
         progress: Callable[[FetchProgress], None],
         hubs: Callable[[str], HfApi] = named_hub,
+        neighbours: Neighbours = NOBODY,
     ) -> None:
         self._repo = repo
         self._hubs = hubs
@@ -89,6 +94,7 @@ class Snapshot:
         self._folder = cache.partial_snapshot(repo.repo, repo.commit)
         self._notice = notice
         self._progress = progress
+        self._neighbours = neighbours
 
     def bring(self, digest: str | None) -> None:
         """Fetch what is missing.
@@ -165,20 +171,32 @@ class Snapshot:
                 cache.link(self._folder, file.name, file.sha256)
         total_bytes = sum(file.size_bytes for file in absent)
         self._check_room(absent, total_bytes)
+        if absent:
+            self._neighbours.ask(absent)
         source = self._source(stage, absent, assemblies)
         done_bytes, counting = 0, Lock()
 
         def fetch(file: WeightFile, go_on: Callable[[], None]) -> None:
+            place = repo.repo
+
+            def begin(origin: Origin) -> None:
+                nonlocal place
+                place = origin.place
+
             def count(received: int) -> None:
                 nonlocal done_bytes
                 go_on()
                 with counting:
                     done_bytes += received
                     self._progress(
-                        FetchProgress(repo=repo.repo, file=file.name, done_bytes=done_bytes, total_bytes=total_bytes)
+                        FetchProgress(
+                            repo=repo.repo, file=file.name, place=place, done_bytes=done_bytes, total_bytes=total_bytes
+                        )
                     )
 
-            origins: list[Origin] = [RepoFile(repo, file.name)] if file.name in repo.files else []
+            origins = [*self._neighbours.origins(file)]
+            if file.name in repo.files:
+                origins.append(RepoFile(repo, file.name))
             if source is not None and file.name in assemblies.by_name:
                 origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source))
             fetch_blob(
@@ -188,6 +206,7 @@ class Snapshot:
                 check=lambda path: check_weight_header(path, file, tensors),
                 notice=self._notice,
                 progress=count,
+                began=begin,
             )
             cache.link(self._folder, file.name, file.sha256)
 
@@ -199,19 +218,20 @@ class Snapshot:
         """The source's repo, if weight files may be assembled from it.
 
         Raises:
-            UsageError: It is on a Hub that is not known here, and the shard's repo does not have the files.
+            UsageError: It is on a Hub that is not known here, and no other place has all of the files.
         """
         place = stage.source
         if place.repo is None or place.commit is None or not any(file.name in assemblies.by_name for file in absent):
             return None
+        is_elsewhere = all(file.name in self._repo.files or self._neighbours.origins(file) for file in absent)
         try:
             api = None if assemblies.hub is None else self._hubs(assemblies.hub)
         except UsageError:
-            if all(file.name in self._repo.files for file in absent):
+            if is_elsewhere:
                 return None
             raise
         source = self._repo.beside(place.repo, place.commit, api=api)
-        if not all(file.name in self._repo.files for file in absent):
+        if not is_elsewhere:
             source.files  # noqa: B018 - listed once, before several threads need it
         return source
 

@@ -22,8 +22,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # The caller of the current call; None on a plain channel.
 caller: ContextVar[Peer | None] = ContextVar("caller", default=None)
 
-# Methods that other nodes need to reach a node and send it steps; these methods check what the message asks for.
-_FOR_NODES = {"/shardhub.v1.Node/Describe", "/shardhub.v1.Node/Probe", "/shardhub.v1.Node/Link"}
+# Methods that other nodes need to reach a node, send it steps and fetch weight files from it; these methods check what
+# the message asks for.
+_FOR_NODES = {
+    "/shardhub.v1.Node/Describe",
+    "/shardhub.v1.Node/Probe",
+    "/shardhub.v1.Node/Link",
+    "/shardhub.v1.Files/Find",
+    "/shardhub.v1.Files/Read",
+}
 _FOR_ALL = (f"/{TRUST_SERVICE}/", "/grpc.health.v1.Health/")
 
 

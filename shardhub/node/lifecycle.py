@@ -24,8 +24,9 @@ from shardhub.engine.engine import Engine, message_bytes
 from shardhub.engine.host import host_facts
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import AddressError
-from shardhub.listening import check_reach
+from shardhub.listening import check_reach, own_addresses
 from shardhub.node.caller_check import CallerCheck
+from shardhub.node.file_servicer import NOTHING_SHARED, FileServicer, Sharing
 from shardhub.node.parser import Parser
 from shardhub.node.peers import DEFAULT_PEERS, Network
 from shardhub.node.servicer import StageServicer
@@ -36,7 +37,7 @@ from shardhub.security.trust import Security, Trust
 from shardhub.shard import Shard, inexact_of
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
 from shardhub.wire.secure import server_credentials, trust_handler
-from shardhub.wire.shardhub_pb2_grpc import add_NodeServicer_to_server
+from shardhub.wire.shardhub_pb2_grpc import add_FilesServicer_to_server, add_NodeServicer_to_server
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class NodeSettings:
         trust: Certificates and revocations for TLS; None serves without TLS.
         shutdown_timeout_s: How long a drain waits for sessions.
         peers: Networks the node may dial.
+        sharing: Which weight files it hands to other machines.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +68,7 @@ class NodeSettings:
     trust: Trust | None = None
     shutdown_timeout_s: float = 30.0
     peers: tuple[Network, ...] = DEFAULT_PEERS
+    sharing: Sharing = NOTHING_SHARED
     liveness: Liveness = field(default=DEFAULT_LIVENESS)
     stuck_s: float = STUCK_S
 
@@ -106,16 +109,19 @@ async def run_node(
         options=server_options(largest, settings.liveness),
     )
     port = _bind(server, settings.host, settings.port, trust)
+    files = FileServicer(settings.sharing, message_bytes=largest)
     servicer = StageServicer(
         advertise=settings.advertise or _addresses(settings.host, port),
         host=host_facts() | ({INEXACT: inexact} if (inexact := inexact_of(shards)) is not None else {}),
         message_bytes=largest,
         peers=settings.peers,
+        more_load=files.load,
         # The neighbours of a node with certificates have certificates too, also on this machine.
         security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
     health = health_aio.HealthServicer()
     add_NodeServicer_to_server(servicer, server)
+    add_FilesServicer_to_server(files, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     keeper: asyncio.Task[None] | None = None
     if trust is not None:
@@ -139,6 +145,7 @@ async def run_node(
             return stopping.exit_code
         engine = loading.result()
         servicer.serve(engine)
+        files.yield_to(engine)
         await _report(health, health_pb2.HealthCheckResponse.SERVING)
 
         async def report(is_ready: bool) -> None:
@@ -190,7 +197,7 @@ def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) ->
             if error.errno == errno.EADDRNOTAVAIL:
                 raise AddressError(
                     f"Cannot listen on {Address(host, port)}.",
-                    why=f"{host} is not an address of this machine, whose addresses are {', '.join(_own_addresses())}.",
+                    why=f"{host} is not an address of this machine, whose addresses are {', '.join(own_addresses())}.",
                     hint="Give one of those with `host`, or 0.0.0.0 for all of them.",
                 ) from error
             raise AddressError(
@@ -224,18 +231,7 @@ def _addresses(host: str, port: int) -> tuple[str, ...]:
     """Addresses at which other machines may reach a node that listens on `host`."""
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         return (str(Address(host, port)),)
-    return tuple(str(Address(address, port)) for address in _own_addresses())
-
-
-def _own_addresses() -> list[str]:
-    """IPv4 addresses of this machine, loopback last, as it serves only nodes on this machine."""
-    addresses = [
-        address.address
-        for interface in psutil.net_if_addrs().values()
-        for address in interface
-        if address.family == socket.AF_INET
-    ]
-    return sorted(addresses, key=lambda address: address.startswith("127."))
+    return tuple(str(Address(address, port)) for address in own_addresses())
 
 
 async def _report(health: health_aio.HealthServicer, status: Any) -> None:

@@ -76,6 +76,7 @@ class StageServicer(NodeServicer):
         message_bytes: Size of the largest message.
         peers: Networks it may dial.
         security, opener: How the channels it dials are secured and opened.
+        more_load: More figures for descriptions.
         clock: The node's clock.
 
     Attributes:
@@ -91,6 +92,7 @@ class StageServicer(NodeServicer):
         peers: Sequence[Network] = DEFAULT_PEERS,
         security: Security = PLAIN,
         opener: ChannelOpener = open_channel,
+        more_load: Callable[[], Mapping[str, float]] = dict,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.broken = Seldom(log, clock=clock.now)
@@ -98,6 +100,7 @@ class StageServicer(NodeServicer):
         self._engine: Engine | None = None
         self._advertise = tuple(advertise)
         self._host = dict(host)
+        self._more_load = more_load
         self._draining = False
         self._slept: dict[str, float] = {}
         self._heads: dict[tuple[bytes, Lane], Outbox] = {}
@@ -152,7 +155,7 @@ class StageServicer(NodeServicer):
                 advertise=self._advertise,
                 num_sessions=engine.num_sessions,
                 host={**self._host, **engine.host_facts},
-                load=engine.load() | self._slept,
+                load={**engine.load(), **self._more_load(), **self._slept},
             )
         )
 

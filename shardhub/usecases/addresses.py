@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from shardhub.address import Address
 from shardhub.errors import AddressError, UsageError
+from shardhub.listening import own_addresses
 from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
 NODE_OPTION = "`nodes`"
+NEIGHBOUR_OPTION = "`neighbours`"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
 
@@ -27,9 +30,29 @@ def node_addresses(options: Sequence[str] | str | None, pipeline: Pipeline) -> l
     if options:
         return _checked([options] if isinstance(options, str) else options, NODE_OPTION)
     if text := os.environ.get(NODES_VARIABLE, "").strip():
-        return _checked([part.strip() for part in text.split(",") if part.strip()], NODES_VARIABLE)
+        return _in_variable(text)
     file = nodes_file(options, pipeline)
     return read_nodes_file(file) if file is not None else []
+
+
+def neighbour_addresses(options: Sequence[str], *, own: Address) -> list[str]:
+    """Addresses of other nodes of the cluster: --neighbour, or SHARDHUB_NODES, or nodes.toml here.
+
+    Args:
+        options: The named ones.
+        own: Where this node listens; it is left out.
+
+    Raises:
+        UsageError: As `node_addresses`.
+    """
+    if options:
+        addresses = _checked(options, NEIGHBOUR_OPTION)
+    elif text := os.environ.get(NODES_VARIABLE, "").strip():
+        addresses = _in_variable(text)
+    else:
+        path = Path(NODES_FILE).absolute()
+        addresses = read_nodes_file(path) if path.is_file() else []
+    return [address for address in addresses if not _is_own(Address.parse(address), own)]
 
 
 def nodes_file(options: Sequence[str] | str | None, pipeline: Pipeline) -> Path | None:
@@ -61,13 +84,31 @@ def read_nodes_file(path: Path) -> list[str]:
     return _checked(addresses, str(path))
 
 
+def _in_variable(text: str) -> list[str]:
+    return _checked([part.strip() for part in text.split(",") if part.strip()], NODES_VARIABLE)
+
+
+def _is_own(address: Address, own: Address) -> bool:
+    """Whether an address leads to this node: its port, on this machine."""
+    if address.port != own.port:
+        return False
+    if address.host == own.host:
+        return True
+    try:
+        hosts = {str(info[4][0]) for info in socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return False
+    is_any = own.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    return bool(hosts & set(own_addresses())) if is_any else own.host in hosts
+
+
 def _checked(texts: Sequence[Any], where: str) -> list[str]:
     addresses: list[str] = []
     for text in texts:
         try:
             addresses.append(str(Address.parse(text if isinstance(text, str) else "", port=NODE_PORT)))
         except AddressError as error:
-            if where == NODE_OPTION and "," in text:
+            if where in (NODE_OPTION, NEIGHBOUR_OPTION) and "," in text:
                 raise UsageError(
                     f"{where}: {error.what}",
                     why="It contains a comma.",

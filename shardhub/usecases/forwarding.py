@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from shardhub.hub.snapshot import FetchProgress
 from shardhub.usecases.watcher import Progress, Watcher
 
 
@@ -25,6 +26,18 @@ def bytes_of(activity: str, watcher: Watcher) -> Callable[[BytesState], None]:
     def forward(state: BytesState) -> None:
         watcher.progress(
             Progress(activity=activity, item=state.file, done=state.done_bytes, total=state.total_bytes, unit="bytes")
+        )
+
+    return forward
+
+
+def fetch_of(watcher: Watcher) -> Callable[[FetchProgress], None]:
+    """Make a callback that forwards a fetch's progress, and says where a file comes from unless that is its repo."""
+
+    def forward(state: FetchProgress) -> None:
+        item = state.file if state.place == state.repo else f"{state.file} from {state.place}"
+        watcher.progress(
+            Progress(activity="fetching", item=item, done=state.done_bytes, total=state.total_bytes, unit="bytes")
         )
 
     return forward

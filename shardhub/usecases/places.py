@@ -17,6 +17,7 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.hubs import source_api
+from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_reference, parse_source
 from shardhub.hub.source import open_remote_checkpoint
@@ -25,7 +26,7 @@ from shardhub.naming import model_name
 from shardhub.shard import Pipeline, Shard, read_shard
 from shardhub.sizes import size_text
 from shardhub.source_ranges import source_text
-from shardhub.usecases.forwarding import bytes_of
+from shardhub.usecases.forwarding import fetch_of
 from shardhub.usecases.needs_mlx import needs_mlx
 from shardhub.usecases.sizes import default_context, parse_memory
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -135,10 +136,16 @@ class Places:
         cache_dir: The cache's folder; None takes `default_cache`.
         limit: Size to keep the cache within, as text.
         watcher: Notified of waits and of fetches.
+        neighbours: Asked for weight files before the Hub is.
     """
 
     def __init__(
-        self, cache_dir: str | Path | None = None, limit: str | None = None, *, watcher: Watcher = SILENT
+        self,
+        cache_dir: str | Path | None = None,
+        limit: str | None = None,
+        *,
+        watcher: Watcher = SILENT,
+        neighbours: Neighbours = NOBODY,
     ) -> None:
         self.watcher = watcher
         self.cache = Cache(cache_dir)
@@ -146,8 +153,9 @@ class Places:
             hub,
             self.cache,
             patience=Patience(notice=watcher.note),
-            progress=bytes_of("fetching", watcher),
+            progress=fetch_of(watcher),
             limit_bytes=parse_memory(limit),
+            neighbours=neighbours,
         )
 
     def folder(self, text: str | Path) -> Path:

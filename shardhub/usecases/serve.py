@@ -10,24 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from shardhub.address import MAX_PORT
+from shardhub.address import MAX_PORT, Address
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.engine.engine import Engine
 from shardhub.engine.metrics import StageMetrics
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import NodeFailure, UsageError
 from shardhub.listening import is_loopback
+from shardhub.node.file_servicer import Sharing
 from shardhub.node.lifecycle import NodeSettings, Stopping, check_host, run_node
 from shardhub.node.metrics import MetricsEndpoint, check_metrics
 from shardhub.node.peers import DEFAULT_PEERS
 from shardhub.protocol import KvQuantization
+from shardhub.security.trust import Security
 from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard, check_adjacent, inexact_of
+from shardhub.sizes import parse_size
 from shardhub.toolchain import check_compiler
+from shardhub.usecases.addresses import neighbour_addresses
 from shardhub.usecases.awake import awake
 from shardhub.usecases.block import Block
 from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.neighbours import AskedNeighbours
 from shardhub.usecases.places import Places
 from shardhub.usecases.sizes import parse_memory, served_context
 from shardhub.usecases.trust import node_trust
@@ -56,6 +61,10 @@ class ServeSettings:
         insecure_metrics: Serve them off loopback too.
         allow_sleep: Let a Mac on mains power sleep while the node runs.
         cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
+        neighbours: Addresses of other nodes of the cluster, which are asked for weight files before the Hub is; if
+            empty, SHARDHUB_NODES or nodes.toml name them.
+        share: Hand weight files of the cache to other nodes.
+        share_rate: Most bytes that are handed out per second while sessions are open, such as `100MB`.
     """
 
     stages: str | None = None
@@ -77,6 +86,9 @@ class ServeSettings:
     allow_sleep: bool = False
     cache_dir: str | Path | None = None
     cache_limit: str | None = None
+    neighbours: tuple[str, ...] | str = ()
+    share: bool = True
+    share_rate: str = "100MB"
 
     def __post_init__(self) -> None:
         check_settings(self, port=(0, MAX_PORT), max_sessions=(1, None), shutdown_timeout_s=(0, None))
@@ -107,6 +119,7 @@ class NodeFacts:
         boot_id: Distinguishes it from an earlier node at the same address.
         metrics: Where metrics are served for Prometheus.
         inexact: What is inexact about its numbers, if anything.
+        shares: Whether it hands weight files of its cache to other nodes.
     """
 
     address: str
@@ -123,6 +136,7 @@ class NodeFacts:
     boot_id: str
     metrics: str | None
     inexact: str | None
+    shares: bool
 
 
 class Node:
@@ -202,10 +216,15 @@ class Serving(Block[Node]):
         if settings.metrics is not None:
             endpoint = stack.enter_context(MetricsEndpoint(settings.metrics))
         kv = settings.kv
-        places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
-        shards = check_adjacent(
-            choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
-        )
+        rate = parse_size(settings.share_rate)
+        self._loop = stack.enter_context(LoopThread())
+        security = Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan)
+        addresses = self._neighbours()
+        with AskedNeighbours(addresses, loop=self._loop, notice=watcher.note, security=security) as neighbours:
+            places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher, neighbours=neighbours)
+            shards = check_adjacent(
+                choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
+            )
         context = served_context(shards[0].config, settings.context)
         if text := warning(shards[0].config, context.positions):
             watcher.note(f"warning: {text}")
@@ -233,6 +252,7 @@ class Serving(Block[Node]):
                     boot_id=engine.boot_id.hex(),
                     metrics=str(endpoint.address) if endpoint else None,
                     inexact=inexact_of(shards),
+                    shares=settings.share,
                 )
             )
 
@@ -256,6 +276,7 @@ class Serving(Block[Node]):
                         trust=trust,
                         shutdown_timeout_s=settings.shutdown_timeout_s,
                         peers=_networks(settings.peers),
+                        sharing=Sharing(cache=places.cache if settings.share else None, bytes_per_s=rate),
                     ),
                     on_ready=on_ready,
                     progress=watcher.doing,
@@ -265,7 +286,6 @@ class Serving(Block[Node]):
             finally:
                 watcher.doing("")
 
-        self._loop = stack.enter_context(LoopThread())
         running = self._loop.submit(run())
         # A caller that waits for readiness also learns if the node ends before that.
         running.add_done_callback(lambda _: ready.cancel())
@@ -276,6 +296,28 @@ class Serving(Block[Node]):
             code = running.result()
             raise NodeFailure("The node was stopped before it was ready.", why=f"Its exit code is {code}.") from None
         return Node(facts, running, self.ask_to_stop)
+
+    def _neighbours(self) -> Callable[[], Sequence[str]]:
+        """Addresses of neighbours: named ones are checked at once, others are read when files are needed.
+
+        Raises:
+            UsageError: A named one is malformed.
+        """
+        settings, watcher = self._settings, self._watcher
+        named = [settings.neighbours] if isinstance(settings.neighbours, str) else settings.neighbours
+        own = Address(settings.host, settings.port)
+        if named:
+            addresses = neighbour_addresses(named, own=own)
+            return lambda: addresses
+
+        def read() -> Sequence[str]:
+            try:
+                return neighbour_addresses((), own=own)
+            except UsageError as error:
+                watcher.note(f"warning: no neighbours are asked for weight files: {error}")
+                return ()
+
+        return read
 
     def _stop(self, running: Future[int]) -> None:
         """Drain the node if it still runs; `Node.wait` raises its error, if any."""

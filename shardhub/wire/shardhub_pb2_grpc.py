@@ -316,3 +316,123 @@ class Node(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class FilesStub(object):
+    """Weight files that a node hands to other machines of its cluster, by sha256.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Find = channel.unary_unary(
+                '/shardhub.v1.Files/Find',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.FindRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.FindReply.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_stream(
+                '/shardhub.v1.Files/Read',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.ReadRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ReadReply.FromString,
+                _registered_method=True)
+
+
+class FilesServicer(object):
+    """Weight files that a node hands to other machines of its cluster, by sha256.
+    """
+
+    def Find(self, request, context):
+        """Ask which of these files the node has, whole and verified.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """Read a half-open range of a file's bytes, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_FilesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.FindRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.FindReply.SerializeToString,
+            ),
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ReadRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.ReadReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'shardhub.v1.Files', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('shardhub.v1.Files', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Files(object):
+    """Weight files that a node hands to other machines of its cluster, by sha256.
+    """
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhub.v1.Files/Find',
+            shardhub_dot_wire_dot_shardhub__pb2.FindRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.FindReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shardhub.v1.Files/Read',
+            shardhub_dot_wire_dot_shardhub__pb2.ReadRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.ReadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -206,3 +206,15 @@ def test_a_node_that_slept_is_named(pipeline, served) -> None:
         chain_status(pipeline.manifest, readings)
     )
     assert "asleep" not in text(chain_status(pipeline.manifest, others))
+
+
+def test_weight_files_that_were_sent_are_counted(pipeline, served) -> None:
+    """The table names nodes that have given weight files to others; one that has given none is not mentioned."""
+    first, *others = asyncio.run(read_nodes(pipeline.manifest, [node.address for node in served]))
+    assert "weight files" not in text(chain_status(pipeline.manifest, [first, *others]))
+    load = {**first.load, "shared_bytes": 3.2e9, "shared_transfers": 1.0}
+    readings = [replace(first, description=replace(first.description, load=load)), *others]
+    assert (
+        f"{first.address}: it has sent other nodes 3.20 GB of weight files, and is sending 1 now"
+        in text(chain_status(pipeline.manifest, readings)).splitlines()
+    )

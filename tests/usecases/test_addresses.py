@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from shardhub.address import Address
 from shardhub.errors import UsageError
-from shardhub.usecases.addresses import node_addresses, read_nodes_file
+from shardhub.usecases.addresses import neighbour_addresses, node_addresses, read_nodes_file
 
 
 def test_nodes_are_named_with_or_without_a_port() -> None:
@@ -43,3 +44,27 @@ def test_nodes_file_that_names_nothing_says_what_it_lacks(tmp_path, text, why) -
         read_nodes_file(file)
     assert why in caught.value.why
     assert 'nodes = ["192.168.1.7", "studio.local:50051"]' in caught.value.hint
+
+
+OWN = Address("127.0.0.1", 50051)
+
+
+def test_neighbours_are_the_named_ones_else_the_nodes_of_the_cluster(tmp_path, monkeypatch) -> None:
+    """--neighbour goes before SHARDHUB_NODES, and that before nodes.toml in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHARDHUB_NODES", raising=False)
+    assert neighbour_addresses((), own=OWN) == []
+    (tmp_path / "nodes.toml").write_text('nodes = ["10.77.0.1"]')
+    assert neighbour_addresses((), own=OWN) == ["10.77.0.1:50051"]
+    monkeypatch.setenv("SHARDHUB_NODES", "10.77.0.2, 10.77.0.3:7")
+    assert neighbour_addresses((), own=OWN) == ["10.77.0.2:50051", "10.77.0.3:7"]
+    assert neighbour_addresses(["10.77.0.4"], own=OWN) == ["10.77.0.4:50051"]
+    with pytest.raises(UsageError, match="`neighbours`: 'x:0' is not HOST:PORT"):
+        neighbour_addresses(["x:0"], own=OWN)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_node_is_not_its_own_neighbour(host) -> None:
+    """A list that names every node of the cluster may name the one that reads it, by any of its names."""
+    named = ["127.0.0.1", "localhost", "127.0.0.1:50052", "10.77.0.1"]
+    assert neighbour_addresses(named, own=Address(host, 50051)) == ["127.0.0.1:50052", "10.77.0.1:50051"]

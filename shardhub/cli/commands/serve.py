@@ -59,6 +59,26 @@ class ListenFlags:
     ] = False
 
 
+@flags("Weight files of neighbours")
+class SharingFlags:
+    """The weight files that nodes of one cluster hand each other."""
+
+    neighbour: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Node to fetch weight files from before the Hub; repeatable. By default those of SHARDHUB_NODES or "
+            "nodes.toml.",
+            metavar="HOST:PORT",
+        ),
+    ] = None
+    no_share: Annotated[
+        bool, typer.Option("--no-share", help="Do not hand weight files of the cache to other nodes.")
+    ] = False
+    share_rate: Annotated[
+        str, typer.Option(help="Most bytes handed out per second while sessions are open.", metavar="SIZE")
+    ] = "100MB"
+
+
 @flags("How much it takes")
 class CapacityFlags:
     """How much of this machine a node uses."""
@@ -87,6 +107,7 @@ def serve(
     ],
     stage: StageFlags,
     listening: ListenFlags,
+    sharing: SharingFlags,
     capacity: CapacityFlags,
     output: Output,
 ) -> int:
@@ -114,6 +135,9 @@ def serve(
         allow_sleep=capacity.allow_sleep,
         cache_dir=stage.cache_dir,
         cache_limit=stage.cache_limit,
+        neighbours=tuple(sharing.neighbour or ()),
+        share=not sharing.no_share,
+        share_rate=sharing.share_rate,
     )
     serving = serve_stage(shards, settings, Terminal(), end=os._exit)
 
@@ -158,4 +182,5 @@ def _record(facts: NodeFacts) -> dict[str, object]:
         "boot_id": facts.boot_id,
         "metrics": facts.metrics,
         "inexact": facts.inexact,
+        "shares": facts.shares,
     }

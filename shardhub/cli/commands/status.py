@@ -124,7 +124,10 @@ def render(seen: ChainStatus) -> Group:
     if (alone := _alone(seen)) is not None:
         lines.append(Text(alone))
     lines += [
-        Text(f"{node.reading.address}: {_slept(node.reading.load)}") for node in seen.nodes if _slept(node.reading.load)
+        Text(f"{node.reading.address}: {remark}")
+        for node in seen.nodes
+        for remark in (_slept(node.reading.load), _shared(node.reading.load))
+        if remark
     ]
     lines += [
         Text(f"{node.reading.address}: inexact: {node.reading.description.host[INEXACT]}")
@@ -222,6 +225,14 @@ def _slept(load: Mapping[str, float]) -> str:
         return ""
     ago_s = max(0.0, time.time() - load["slept_at"])
     return f"its machine was asleep for {load['slept_s']:.0f} s, {ago_s / 60:.0f} min ago"
+
+
+def _shared(load: Mapping[str, float]) -> str:
+    """A note of the weight files that a node has handed to others, if any."""
+    if not (load.get("shared_bytes") or load.get("shared_transfers")):
+        return ""
+    sent, now = size_text(load["shared_bytes"]), load["shared_transfers"]
+    return f"it has sent other nodes {sent} of weight files, and is sending {now:.0f} now"
 
 
 def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:

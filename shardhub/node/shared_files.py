@@ -1,0 +1,91 @@
+"""The files that a node hands to others: weight files of complete shards in its cache, found by sha256 only."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from shardhub.errors import NotFound, ShardhubError
+from shardhub.hub.cache import Cache
+from shardhub.manifest import Stage, decode_identified
+from shardhub.naming import COMMIT_PATTERN, STAGE_FILE
+from shardhub.regular_files import open_descriptor
+from shardhub.shard import read_bytes
+
+log = logging.getLogger(__name__)
+
+
+class SharedFiles:
+    """Weight files of a cache, which is read and never changed.
+
+    A file is shared if a complete shard of the cache names it, as every file of such a shard was checked when it was
+    fetched. Shards that are fetched while the node runs are shared too.
+
+    Args:
+        cache: The cache.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        # Size in bytes of each weight file by its sha256, for each complete shard's folder: commits never change.
+        self._shards: dict[Path, Mapping[str, int]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def refresh(self) -> None:
+        """Look again which shards are complete; this reads the disk."""
+        known = self._shards
+        self._shards = {
+            folder: known[folder] if folder in known else self._weight_files(folder)
+            for folder in self._complete_folders()
+        }
+        self._sizes = {sha256: size for files in self._shards.values() for sha256, size in files.items()}
+
+    def size_bytes(self, sha256: str) -> int | None:
+        """Size of a shared file, as of the last look; None if it is not shared."""
+        size_bytes = self._sizes.get(sha256)
+        return size_bytes if size_bytes is not None and self._is_here(sha256, size_bytes) else None
+
+    def sizes(self, digests: Sequence[str]) -> dict[str, int]:
+        """Look again, and return the sizes of those of these files that are shared, by sha256."""
+        self.refresh()
+        return {sha256: size for sha256 in digests if (size := self.size_bytes(sha256)) is not None}
+
+    def open(self, sha256: str) -> io.BufferedReader:
+        """Open a file that was shared at the last look.
+
+        Raises:
+            NotFound: It is not shared, or not here any more.
+        """
+        if self.size_bytes(sha256) is not None:
+            try:
+                return os.fdopen(open_descriptor(self._cache.blob(sha256)), "rb")
+            except OSError as error:
+                log.info("a shared file cannot be opened: %s", error)
+        raise NotFound(f"This node has no weight file with the sha256 {sha256[:16]}....")
+
+    def _complete_folders(self) -> Iterator[Path]:
+        for path in sorted((self._cache.root / "repos").glob(f"*/*/*/{STAGE_FILE}")):
+            if re.fullmatch(COMMIT_PATTERN, path.parent.name):  # another name is that of a shard still being fetched
+                yield path.parent
+
+    def _weight_files(self, folder: Path) -> Mapping[str, int]:
+        """Sizes of a shard's weight files by sha256; empty for a folder that the cache did not make."""
+        try:
+            self._cache.is_whole(folder)
+            stage = decode_identified(Stage, read_bytes(folder / STAGE_FILE), where=str(folder / STAGE_FILE))
+        except (ShardhubError, OSError) as error:
+            log.warning("the weight files of %s are not shared: %s", folder, error)
+            return {}
+        return {file.sha256: file.size_bytes for file in stage.weight_files}
+
+    def _is_here(self, sha256: str, size_bytes: int) -> bool:
+        try:
+            status = self._cache.blob(sha256).lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
