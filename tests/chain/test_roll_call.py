@@ -68,7 +68,7 @@ def test_stage_that_can_run_here_needs_no_node(pipeline, served) -> None:
     assert [address for address, _ in present.nodes] == [first]
 
 
-def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
+def test_other_version_is_reported(pipeline, served, tmp_path) -> None:
     """A node with another cut or version of the model is distinguished from one of another pipeline, with a hint."""
     other = cut.tiny_pipeline(tmp_path, (2,))
     with pytest.raises(HandshakeError, match="another version") as caught:

@@ -284,7 +284,7 @@ def test_requests_wait_for_room_and_tenants_take_turns(llama) -> None:
     asyncio.run(run())
 
 
-def test_room_that_does_not_come_is_said(llama) -> None:
+def test_room_that_does_not_come_is_reported(llama) -> None:
     """A request that finds no room waits, then is refused; the running one goes on."""
 
     async def run():
