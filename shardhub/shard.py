@@ -259,7 +259,7 @@ def check_adjacent(shards: Sequence[Shard]) -> list[Shard]:
             )
         if before.stage.crossings_out != after.stage.crossings_in:
             raise UsageError(
-                f"{where} do not pass the same tensors between them.",
+                f"{after.name} does not take the tensors that {before.name} passes on.",
                 hint="Split them with the same version of shardhub.",
             )
     return ordered

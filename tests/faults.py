@@ -214,7 +214,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "refused, nothing changes",
             "tests/node/test_servicer.py::test_steps_out_of_place_are_refused",
         ),
-        ("impossible opens", "refused", "tests/node/test_servicer.py::test_opens_that_cannot_be_are_refused"),
+        ("impossible opens", "refused", "tests/node/test_servicer.py::test_impossible_opens_are_refused"),
         (
             "links that begin wrongly",
             "refused",

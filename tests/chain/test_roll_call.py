@@ -55,7 +55,7 @@ def test_missing_stage_names_who_does_not_answer(pipeline, served) -> None:
 
 
 def test_nobody_answers_where_nobody_listens(pipeline) -> None:
-    """Over gRPC an address without a listener gives the same error, in plain words."""
+    """Over gRPC, too, an address without a listener gives an error in plain words."""
     with pytest.raises(NodeUnreachable, match="No node answers") as caught:
         asyncio.run(roll_call(pipeline.manifest, [DEAD]))
     assert "the connection was refused" in caught.value.why

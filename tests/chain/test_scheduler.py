@@ -352,7 +352,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
 
 
 def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
-    """A stream whose text is not read stops taking steps; the others go on, and so does it once it is read."""
+    """A stream whose text is not read stops taking steps; the others go on. It resumes once it is read."""
     broken = []
 
     async def run():

@@ -230,7 +230,7 @@ def test_a_limit_beyond_the_context_is_cut(http, path, body) -> None:
 
 
 def test_half_a_character_is_accepted(http) -> None:
-    """A client that cut a text within a character sends it again in every turn: it is accepted."""
+    """Text that a client cut within a character is accepted, as the client sends it again in every turn."""
     answer = http.post(CHAT, content=rb'{"max_tokens":1,"messages":[{"role":"user","content":"cut \ud83d"}]}')
     assert answer.status_code == 200, answer.text
 
