@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h11
+import uvicorn
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
@@ -85,6 +86,46 @@ def protocol(limits: Limits, refuse: Callable[[int, str], Response]) -> type[H11
 
     Limited.refuse = staticmethod(refuse)
     return Limited
+
+
+def server_config(
+    app: Callable[..., Any],
+    *,
+    most: int,
+    stall_s: float,
+    refuse: Callable[[int, str], Response],
+    files_each: int = 1,
+    keep_alive_s: int = 5,
+    stop_timeout_s: int,
+    max_header_bytes: int | None = None,
+) -> uvicorn.Config:
+    """Configuration of an HTTP server within limits: quiet, without websockets, and unaware of proxies.
+
+    Args:
+        app: The ASGI application, which writes its own log of requests.
+        most, files_each: As in `connections_allowed`.
+        stall_s: As in `Limits`.
+        refuse: As in `protocol`.
+        keep_alive_s: How long an idle connection is kept.
+        stop_timeout_s: How long answers in progress may take once the server stops.
+        max_header_bytes: Longest header of a request; None takes uvicorn's limit.
+    """
+    num_connections, at_once = connections_allowed(most, files_each=files_each)
+    return uvicorn.Config(
+        app,
+        interface="asgi3",
+        log_config=None,
+        http=protocol(Limits(num=num_connections, stall_s=stall_s), refuse),
+        access_log=False,
+        backlog=at_once,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=keep_alive_s,
+        timeout_graceful_shutdown=stop_timeout_s,
+        h11_max_incomplete_event_size=max_header_bytes,
+    )
 
 
 class Waiting:

@@ -43,13 +43,13 @@ def locked(
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         until = time.monotonic() + timeout_s
-        is_told = False
+        is_reported = False
         while not (held := _try(descriptor, fcntl.LOCK_EX)):
             if held is None:
                 break
-            if not is_told:
+            if not is_reported:
                 notice(f"waiting for another process to fetch {what}")
-                is_told = True
+                is_reported = True
             if time.monotonic() >= until:
                 raise Conflict(
                     f"Another process is still fetching {what}.",

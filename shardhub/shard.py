@@ -144,19 +144,29 @@ def read_pipeline(folder: Path) -> Pipeline:
         UsageError: The folder does not hold a pipeline.
         FormatError, DigestMismatch: The manifest or a file beside it differs from what was published.
     """
+    manifest = read_manifest(folder)
+    for name, digest in manifest.files.items():
+        check_digest(read_bytes(folder / name, _MAX_NAMED_BYTES), digest, where=str(folder / name))
+    read_config(folder / CONFIG_FILE, manifest.config_digest)
+    return Pipeline(folder=folder, manifest=manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a pipeline's manifest; the files beside it are not checked.
+
+    Raises:
+        UsageError: The folder does not hold a pipeline.
+        FormatError: The manifest is malformed.
+    """
     check_is_text(folder)
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise UsageError(
             f"{folder} is not a pipeline.",
             why=f"It has no {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
-            hint="Give the folder that ends in -pipeline, made by: shardhub split MODEL DIR",
+            hint="Give the folder or repo whose name ends in -pipeline; `shardhub split MODEL DIR` makes one.",
         )
-    manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
-    for name, digest in manifest.files.items():
-        check_digest(read_bytes(folder / name, _MAX_NAMED_BYTES), digest, where=str(folder / name))
-    read_config(folder / CONFIG_FILE, manifest.config_digest)
-    return Pipeline(folder=folder, manifest=manifest)
+    return decode_identified(Manifest, read_bytes(path), where=str(path))
 
 
 def copy_named(pipeline: Pipeline, target: Path) -> Pipeline:
@@ -259,7 +269,7 @@ def check_adjacent(shards: Sequence[Shard]) -> list[Shard]:
             )
         if before.stage.crossings_out != after.stage.crossings_in:
             raise UsageError(
-                f"{where} do not pass the same tensors between them.",
+                f"{after.name} does not take the tensors that {before.name} passes on.",
                 hint="Split them with the same version of shardhub.",
             )
     return ordered

@@ -108,7 +108,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "slow line, small pieces",
             "slower; no node is given up",
-            "tests/chain/test_partition.py::test_a_slow_network_is_no_fault",
+            "tests/chain/test_partition.py::test_a_slow_network_loses_no_node",
         ),
         (
             "only the way between two nodes is cut",
@@ -133,7 +133,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "stream moved to another numeric class",
             "reported: continued, not bit-exact",
-            "tests/chain/test_numeric_class.py::test_a_move_to_another_numeric_class_is_told",
+            "tests/chain/test_numeric_class.py::test_a_move_to_another_numeric_class_is_reported",
         ),
         (
             "node joins under load",
@@ -219,7 +219,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "refused, nothing changes",
             "tests/node/test_servicer.py::test_steps_out_of_place_are_refused",
         ),
-        ("impossible opens", "refused", "tests/node/test_servicer.py::test_opens_that_cannot_be_are_refused"),
+        ("impossible opens", "refused", "tests/node/test_servicer.py::test_impossible_opens_are_refused"),
         (
             "links that begin wrongly",
             "refused",
@@ -299,7 +299,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "somebody else answers in the authority's place",
             "does not learn the secret",
-            "tests/security/test_joining.py::test_a_wrong_fingerprint_is_refused_before_the_secret_is_said",
+            "tests/security/test_joining.py::test_a_wrong_fingerprint_is_refused_before_the_secret_is_sent",
         ),
         (
             "certificate near its end",
@@ -448,7 +448,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ("connection cut in a download", "resumed", "tests/hub/test_fetch.py::test_cut_connection_is_resumed"),
         ("stalled download", "cut and resumed", "tests/hub/test_fetch.py::test_stalled_body_is_cut_and_resumed"),
         ("server ignores ranges", "begun again", "tests/hub/test_fetch.py::test_ignored_range_restarts_right"),
-        ("wrong length", "no file", "tests/hub/test_fetch.py::test_wrong_length_is_no_file"),
+        ("wrong length", "no file", "tests/hub/test_fetch.py::test_body_of_the_wrong_length_is_refused"),
         (
             "flipped bit in a range of the source, each time",
             "the source is named, and no such file is in the cache",

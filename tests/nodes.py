@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests import forks
 
@@ -17,26 +17,32 @@ START_TIMEOUT_S = 120
 END_TIMEOUT_S = 60
 
 
-class Node:
-    """A `shardhub serve` process.
+class Announced:
+    """A `shardhub` command that announces its address with a line of JSON, in a process of its own.
 
     Args:
-        folders: Shard folders.
-        options: More options.
+        command: `serve` or `gateway`.
+        arguments: Its arguments and options; a port among them replaces a free one.
+        env: Further environment variables.
+        limits: Further arguments of `forks.popen`.
+
+    Attributes:
+        ready: What it announced.
     """
 
-    def __init__(self, *folders: Path, options: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
-        self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the node has ended
+    def __init__(self, command: str, *arguments: object, env: dict[str, str] | None = None, **limits: Any) -> None:
+        self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the process has ended
         self.process = forks.popen(
-            ["serve", *map(str, folders), "--port", "0", "--json", *options],
+            [command, "--port", "0", "--json", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
             env={**os.environ, **(env or {})},
+            **limits,
         )
         self.ready: dict[str, Any] = {}
 
-    def wait_ready(self) -> Node:
+    def wait_ready(self) -> Self:
         """Wait for the line that states the listening address."""
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
@@ -44,13 +50,9 @@ class Node:
             line = self.process.stdout.readline()
         finally:
             timer.cancel()
-        assert line, f"the node ended with {self.process.wait(END_TIMEOUT_S)}: {self.errors()}"
+        assert line, f"the process ended with {self.process.wait(END_TIMEOUT_S)}: {self.errors()}"
         self.ready = json.loads(line)
         return self
-
-    @property
-    def address(self) -> str:
-        return str(self.ready["address"])
 
     def errors(self) -> str:
         """What the process has written on stderr so far."""
@@ -60,8 +62,33 @@ class Node:
 
     def stop(self) -> int:
         """Send SIGTERM; returns the exit code."""
-        self.process.terminate()
+        if self.process.poll() is None:
+            self.process.terminate()
         return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        try:
+            return self.process.wait(END_TIMEOUT_S)
+        finally:
+            self.process.stdout.close()
+            self.log.close() if self.process.poll() is not None else None
+
+
+class Node(Announced):
+    """A `shardhub serve` process.
+
+    Args:
+        folders: Shard folders.
+        options: More options.
+    """
+
+    def __init__(self, *folders: Path, options: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+        super().__init__("serve", *folders, *options, env=env)
+
+    @property
+    def address(self) -> str:
+        return str(self.ready["address"])
 
     def freeze(self) -> None:
         """Send SIGSTOP; returns once every thread has stopped. SIGCONT resumes it."""
@@ -72,14 +99,6 @@ class Node:
         """Send SIGKILL."""
         self.process.kill()
         self.wait()
-
-    def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
-        try:
-            return self.process.wait(END_TIMEOUT_S)
-        finally:
-            self.process.stdout.close()
-            self.log.close() if self.process.poll() is not None else None
 
 
 def start(*groups: tuple[Path, ...], options: tuple[str, ...] = ()) -> list[Node]:

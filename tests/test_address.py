@@ -50,7 +50,7 @@ def test_port_may_be_left_out(text, host, port) -> None:
         "a" * 300 + ":1",
     ],
 )
-def test_what_is_not_an_address_is_refused(text) -> None:
+def test_malformed_addresses_are_refused(text) -> None:
     """URLs, ports beyond 65535, names in brackets and digits of other scripts are refused."""
     with pytest.raises(AddressError, match="is not HOST:PORT"):
         Address.parse(text, port=50051)

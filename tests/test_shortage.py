@@ -23,7 +23,7 @@ from shardhub.shortage import shortage
         ImportError("cannot allocate memory in static TLS block"),
     ],
 )
-def test_lack_of_memory_is_told(error: Exception) -> None:
+def test_lack_of_memory_is_reported(error: Exception) -> None:
     """A failed allocation has the exit code for memory, whatever raised it."""
     assert type(shortage(error)) is DoesNotFit
 
@@ -36,14 +36,14 @@ def test_lack_of_memory_is_told(error: Exception) -> None:
         BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
     ],
 )
-def test_lack_of_processes_is_told(error: Exception) -> None:
+def test_lack_of_processes_is_reported(error: Exception) -> None:
     """A thread or process that cannot be started is reported with the limit and how to raise it."""
     lack = shortage(error)
     assert type(lack) is ResourceError
     assert "ulimit -u" in lack.hint
 
 
-def test_lack_of_files_and_room_is_told() -> None:
+def test_lack_of_files_and_room_is_reported() -> None:
     """Exhausted file descriptors and a full disk are reported likewise."""
     files, disk = shortage(OSError(errno.EMFILE, "Too many open files")), shortage(OSError(errno.ENOSPC, "No space"))
     assert type(files) is ResourceError
@@ -71,7 +71,7 @@ main()
 """
 
 
-def test_little_address_space_is_no_fault() -> None:
+def test_too_little_address_space_is_reported_as_lack_of_memory() -> None:
     """Where MLX cannot be loaded the command ends with the exit code for memory, and names the limit."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 6, done.stderr

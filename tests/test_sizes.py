@@ -39,7 +39,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "0GB", "-1GB", "64XB", "1e9", "nan", "1 2", "1" * 20, "GB"])
-def test_what_is_not_a_size_is_refused(text: str) -> None:
+def test_malformed_sizes_are_refused(text: str) -> None:
     """An empty text, zero and unknown units are refused."""
     with pytest.raises(UsageError, match="is not an amount of memory"):
         parse_size(text)

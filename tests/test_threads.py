@@ -17,7 +17,7 @@ def test_threads_are_tried_and_end() -> None:
     assert threading.active_count() == before
 
 
-def test_lack_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_threads_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says how many are needed and how many could be started; those have ended."""
     start, before = threading.Thread.start, threading.active_count()
     allowed = iter([True, True])

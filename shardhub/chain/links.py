@@ -293,14 +293,20 @@ class NodeLink:
             return NodeLost(f"{self.name} closed the link.", hint="The node may be shutting down.")
         details, trailing = await call.details(), await call.trailing_metadata()
         status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details)
-        lost = from_rpc(status, peer=self.name, doing="keep the link open")
-        if isinstance(lost, NodeUnreachable) and self._readers:
-            return NodeLost(
-                f"The node at {self.name} was lost.",
-                why=f"Its link broke: {network_words(details)}.",
-                hint="Start it again with `shardhub serve`.",
-            )
-        return lost
+        if self._readers:
+            return self._lost_by(status)
+        return from_rpc(status, peer=self.name, doing="keep the link open")
+
+    def _lost_by(self, error: grpc.aio.AioRpcError) -> ShardhubError:
+        """The error of a link that was open, from the status its stream ended with."""
+        lost = from_rpc(error, peer=self.name, doing="keep the link open")
+        if not isinstance(lost, NodeUnreachable):
+            return lost
+        return NodeLost(
+            f"The node at {self.name} was lost.",
+            why=f"Its link broke: {network_words(error.details())}.",
+            hint="Start it again with `shardhub serve`.",
+        )
 
     def _cut(self, error: ShardhubError) -> None:
         """End the link to a node that is no longer trusted: nothing more is sent to it or read from it."""
@@ -313,22 +319,15 @@ class NodeLink:
             return
         self._is_lost = True
         if isinstance(error, grpc.aio.AioRpcError):
-            task = asyncio.ensure_future(self._tell_lost(error))
+            task = asyncio.ensure_future(self._report_lost(error))
             self._readers.append(task)
         else:
             why = "A message caused an unexpected error: see the log of this process."
             known = error if isinstance(error, ShardhubError) else NodeLost(f"The link to {self.name} broke.", why=why)
             self._lost(known)
 
-    async def _tell_lost(self, error: grpc.aio.AioRpcError) -> None:
-        lost = from_rpc(error, peer=self.name, doing="keep the link open")
-        if isinstance(lost, NodeUnreachable):
-            lost = NodeLost(
-                f"The node at {self.name} was lost.",
-                why=f"Its link broke: {network_words(error.details())}.",
-                hint="Start it again with `shardhub serve`.",
-            )
-        self._lost(lost)
+    async def _report_lost(self, error: grpc.aio.AioRpcError) -> None:
+        self._lost(self._lost_by(error))
 
 
 class NodeDialer:

@@ -65,12 +65,12 @@ class Membership:
                 that is no longer named stays as long as it answers.
         """
         loop = asyncio.get_running_loop()
-        already_told: dict[str, str] = {}
+        reported: dict[str, str] = {}
         while True:
             try:
                 addresses = await loop.run_in_executor(None, named)
             except ShardhubError as error:
-                self._tell_once(already_told, "", describe_error(error))
+                self._report_once(reported, "", describe_error(error))
                 addresses = ()
             known = {link.name for link in self._scheduler.chain.links}
             for address in [address for address in addresses if address not in known]:
@@ -79,12 +79,12 @@ class Membership:
                 except NodeUnreachable as error:
                     log.info("%s does not answer yet: %s", address, error)
                 except ShardhubError as error:
-                    self._tell_once(already_told, address, describe_error(error))
+                    self._report_once(reported, address, describe_error(error))
                 else:
-                    already_told.pop(address, None)
+                    reported.pop(address, None)
             await self._scheduler.chain.clock.sleep(_LOOK_S)
 
-    def _tell_once(self, already_told: dict[str, str], address: str, why: str) -> None:
-        if already_told.get(address) != why:
-            already_told[address] = why
+    def _report_once(self, reported: dict[str, str], address: str, why: str) -> None:
+        if reported.get(address) != why:
+            reported[address] = why
             self._scheduler.events.tell("refused", f"{address} cannot join the chain: {why}" if address else why)

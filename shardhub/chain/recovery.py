@@ -83,7 +83,7 @@ class Recoverer:
             self._events.tell(
                 "recovered",
                 f"A sequence continues at position {len(ids)}: {len(ids) - num_kept} ids were computed again "
-                f"({self._settings.recovery.value}) within {self._clock.now() - began_at:.1f} s."
+                f"({self._settings.recovery.value}) in {self._clock.now() - began_at:.1f} s."
                 + ("" if stream.is_exact else " It is no longer bit-exact.")
                 + (f" The machines round differently: {changed}." if changed else ""),
             )
@@ -163,5 +163,5 @@ def chunks_to_replay(shapes: Sequence[int], start: int, stop: int, *, mode: Reco
             lengths.append(end - max(at, start))
         at = end
     if at < stop:
-        raise ValueError(f"shapes of {at} positions for {stop}")
+        raise ValueError(f"the shapes cover {at} of {stop} positions")
     return lengths

@@ -113,7 +113,7 @@ class Steps:
         self._num_ids[sent_as] = num_ids
         late: list[asyncio.Task[None]] = []
         timer = self._clock.call_later(
-            timeout_s, lambda: late.append(self._tasks.begin(self._tell_late(rows, step, timeout_s)))
+            timeout_s, lambda: late.append(self._tasks.begin(self._fail_late(rows, step, timeout_s)))
         )
         if any(row.mask is not None for row in rows):
             self._tasks.begin(self._send_masks(rows, step))
@@ -162,7 +162,7 @@ class Steps:
             for row, sent in zip(rows, step.rows, strict=True):
                 row.session.on_failure(sent.epoch, error)
 
-    async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
+    async def _fail_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
         """Fail the sessions of a step that did not come round in time, naming the stage that delays it."""
         error = await find_slow_stage(rows[0].session.path.links, timeout_s, clock=self._clock)
         for row, sent in zip(rows, step.rows, strict=True):

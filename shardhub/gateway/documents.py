@@ -34,5 +34,5 @@ def documents_of(body: ChatRequest, template: str | None) -> dict[str, Any]:
         )
     if len(body.documents) > MAX_DOCUMENTS or num_chars(body.documents, param="documents") > MAX_DOCUMENTS_CHARS:
         most = f"{MAX_DOCUMENTS}, of {MAX_DOCUMENTS_CHARS} characters in all"
-        raise Refusal(400, f"documents are too many: the limit is {most}.", param="documents")
+        raise Refusal(400, f"There are too many documents: the limit is {most}.", param="documents")
     return {"documents": body.documents}

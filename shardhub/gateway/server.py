@@ -12,7 +12,7 @@ import uvicorn
 
 from shardhub.address import Address
 from shardhub.chain.head import Head
-from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
+from shardhub.connections import QuietLoop, server_config
 from shardhub.gateway.app import build_app, guarded
 from shardhub.gateway.refusals import unreadable
 from shardhub.gateway.service import Service, in_thread, names_of
@@ -68,22 +68,15 @@ class Gateway:
         service = await in_thread(lambda: Service(self._head, self._settings))
         await in_thread(self._head.tokenizer.start)
         app = build_app(service)
-        num_connections, at_once = connections_allowed(_MAX_CONNECTIONS)
-        limits = Limits(num=num_connections, stall_s=self._settings.stall_s)
         server = _Server(
-            uvicorn.Config(
+            server_config(
                 guarded(app),
-                log_config=None,
-                http=protocol(limits, unreadable),
-                access_log=False,  # the check logs requests itself
-                backlog=at_once,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
-                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                most=_MAX_CONNECTIONS,
+                stall_s=self._settings.stall_s,
+                refuse=unreadable,
+                keep_alive_s=_KEEP_ALIVE_S,
+                stop_timeout_s=_STOP_TIMEOUT_S,
+                max_header_bytes=_MAX_HEADER_BYTES,
             )
         )
         server.on_started = lambda: on_ready(url_of(self._settings.host, listener.getsockname()[1]))

@@ -16,7 +16,7 @@ from shardhub.gateway.closed import closed
 from shardhub.gateway.dialects import plain_schema
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.shapes import Shape
-from shardhub.text.panics import panics_told
+from shardhub.text.panics import panics_as_errors
 from shardhub.text.sandbox import Program, Sandboxes
 from shardhub.text.tokenizer import Tokenizer
 
@@ -111,7 +111,7 @@ class Structured:
             ) from error
         try:
             grammar = self._tried(shape)
-            with panics_told("The grammar cannot be compiled."):
+            with panics_as_errors("The grammar cannot be compiled."):
                 matcher = compiled(grammar, self._llguidance_tokenizer())
             return LlGrammar(matcher, self._blanks if shape.kind == "json" else None)
         except (ValueError, RecursionError) as error:
@@ -180,7 +180,7 @@ class LlGrammar:
         Raises:
             PromptError: The next tokens are too expensive to compute, so the grammar cannot continue.
         """
-        with panics_told("The answer's grammar cannot continue."):
+        with panics_as_errors("The answer's grammar cannot continue."):
             allowed: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise PromptError("The answer's grammar cannot continue.", why=_short(self._matcher.get_error()))
@@ -192,7 +192,7 @@ class LlGrammar:
         """Advance by a token that was drawn."""
         if self._blanks is not None:
             self._num_blanks = self._num_blanks + 1 if self._blanks.is_blank(token) else 0
-        with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot continue."):
+        with contextlib.suppress(PromptError), panics_as_errors("The answer's grammar cannot continue."):
             self._matcher.consume_token(token)
 
 

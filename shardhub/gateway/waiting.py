@@ -12,7 +12,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shardhub.connections import Limits, connections_allowed, protocol
+from shardhub.connections import server_config
 from shardhub.errors import ShardhubError
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal, unreadable
 
@@ -37,19 +37,8 @@ class Waiting:
 
     async def start(self, listener: socket.socket) -> None:
         """Answer on a listening socket, which the caller keeps."""
-        num_connections, at_once = connections_allowed(_MAX_CONNECTIONS)
-        config = uvicorn.Config(
-            self._answer,
-            interface="asgi3",
-            log_config=None,
-            http=protocol(Limits(num=num_connections, stall_s=_STALL_S), unreadable),
-            access_log=False,
-            backlog=at_once,
-            lifespan="off",
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+        config = server_config(
+            self._answer, most=_MAX_CONNECTIONS, stall_s=_STALL_S, refuse=unreadable, stop_timeout_s=_STOP_TIMEOUT_S
         )
         self._server = _Server(config)
         # A duplicate, because uvicorn closes the sockets it serves.

@@ -9,7 +9,7 @@ from shardhub.errors import FormatError, NotFound
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.listed import ListedFile, listed_file, read_listed
 from shardhub.hub.ranges import Patience, RemoteFile
-from shardhub.manifest import MAX_DOCUMENT_BYTES, Manifest, Stage, decode_identified
+from shardhub.manifest import MAX_DOCUMENT_BYTES, D, Manifest, Stage, decode_identified
 from shardhub.naming import MANIFEST_FILE, STAGE_FILE
 
 # The only file of a new repo.
@@ -64,8 +64,8 @@ def look(calls: HubCalls, repo: str) -> RemoteRepo | None:
         private=bool(info.private),
         gated=bool(info.gated),
         files=files,
-        stage=read_stage(calls, repo, commit, files[STAGE_FILE]) if STAGE_FILE in files else None,
-        manifest=read_manifest(calls, repo, commit, files[MANIFEST_FILE]) if MANIFEST_FILE in files else None,
+        stage=read_document(Stage, calls, repo, commit, files[STAGE_FILE]) if STAGE_FILE in files else None,
+        manifest=read_document(Manifest, calls, repo, commit, files[MANIFEST_FILE]) if MANIFEST_FILE in files else None,
     )
 
 
@@ -80,20 +80,11 @@ def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, ListedFile]
     return {entry.path: listed_file(entry, repo) for entry in listing if isinstance(entry, RepoFile)}
 
 
-def read_stage(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Stage | None:
-    """Read stage.json of a shard's repo; None if it is not a valid stage."""
+def read_document(kind: type[D], calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> D | None:
+    """Read stage.json of a shard's repo, or shardhub.json of a pipeline's; None if it is malformed."""
     data = read_small(calls, repo, commit, listed)
     try:
-        return decode_identified(Stage, data, where=f"{repo}/{STAGE_FILE}")
-    except FormatError:
-        return None
-
-
-def read_manifest(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Manifest | None:
-    """Read shardhub.json of a pipeline's repo; None if it is not a valid manifest."""
-    data = read_small(calls, repo, commit, listed)
-    try:
-        return decode_identified(Manifest, data, where=f"{repo}/{MANIFEST_FILE}")
+        return decode_identified(kind, data, where=f"{repo}/{listed.path}")
     except FormatError:
         return None
 

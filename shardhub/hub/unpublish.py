@@ -10,7 +10,7 @@ from functools import partial
 from shardhub.errors import ShardhubError, UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.publish import is_old_tag
-from shardhub.hub.remote_repo import RemoteRepo, list_files, look, read_manifest
+from shardhub.hub.remote_repo import RemoteRepo, list_files, look, read_document
 from shardhub.manifest import Manifest, RepoLocation
 from shardhub.naming import MANIFEST_FILE, pipeline_name, shard_name
 
@@ -103,7 +103,7 @@ def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
         if not is_old_tag(tag.name):
             continue
         listed = list_files(calls, remote.repo, tag.target_commit).get(MANIFEST_FILE)
-        old = None if listed is None else read_manifest(calls, remote.repo, tag.target_commit, listed)
+        old = None if listed is None else read_document(Manifest, calls, remote.repo, tag.target_commit, listed)
         if old is not None:
             manifests.append(old)
     return manifests

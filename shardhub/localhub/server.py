@@ -16,7 +16,7 @@ import uvicorn
 from starlette.responses import Response
 
 from shardhub.address import Address
-from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
+from shardhub.connections import QuietLoop, server_config
 from shardhub.errors import AddressError
 from shardhub.listening import check_reach, listen_on
 from shardhub.localhub.app import build_app
@@ -133,22 +133,17 @@ class _Server(uvicorn.Server):
     """A uvicorn server that reports when it is ready, and that only stops on a signal."""
 
     def __init__(self, hub: LocalHub, settings: ServerSettings, *, on_ready: Callable[[], None] | None = None) -> None:
-        num_connections, at_once = connections_allowed(_MAX_CONNECTIONS, files_each=_FILES_EACH)
         super().__init__(
-            uvicorn.Config(
+            server_config(
                 build_app(
                     hub, hosts=(settings.host,), any_address=settings.insecure_lan, public_url=settings.public_url
                 ),
-                log_config=None,
-                http=protocol(Limits(num=num_connections, stall_s=_STALL_S), _refuse),
-                access_log=False,  # the application writes its own log line
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                server_header=False,
-                backlog=at_once,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+                most=_MAX_CONNECTIONS,
+                files_each=_FILES_EACH,
+                stall_s=_STALL_S,
+                refuse=_refuse,
+                keep_alive_s=_KEEP_ALIVE_S,
+                stop_timeout_s=_STOP_TIMEOUT_S,
             )
         )
         self.ready = threading.Event()

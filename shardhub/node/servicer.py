@@ -105,7 +105,7 @@ class StageServicer(NodeServicer):
         self._slept: dict[str, float] = {}
         self._heads: dict[tuple[bytes, Lane], Outbox] = {}
         self._loop = asyncio.get_running_loop()
-        self._untold = Seldom(log, clock=clock.now)
+        self._unreported = Seldom(log, clock=clock.now)
         self._peers = Peers(
             allowed=peers,
             message_bytes=message_bytes,
@@ -255,26 +255,26 @@ class StageServicer(NodeServicer):
 
     def _send_on(self, head: bytes, outcome: Ran | StepFailure) -> None:
         if isinstance(outcome, StepFailure):
-            self._tell_failure(head, outcome)
+            self._report_failure(head, outcome)
             return
         output, hop = outcome.output, outcome.next_hop
         try:
             if isinstance(output, StepResult):
                 message = codec.result_message(output, self._ready().boot_id)
-                self._tell(head, output.lane, message, written=functools.partial(self._note_sent, output.lane, 0))
+                self._send_back(head, output.lane, message, written=functools.partial(self._note_sent, output.lane, 0))
             elif hop.kind is HopKind.DIAL:
                 if not self._has_stream(head):  # it ended while the step ran: a link for it would be left over
                     raise _no_stream()
                 self._peers.send(head, hop.address, output)
             else:
                 written = functools.partial(self._note_sent, output.lane, output.size_bytes)
-                self._tell(head, output.lane, codec.step_message(output, now=self._clock.now()), written=written)
+                self._send_back(head, output.lane, codec.step_message(output, now=self._clock.now()), written=written)
         except ShardhubError as error:
             if isinstance(output, Step):
                 self._lost(head, StepFailure(rows=output.rows, error=error))
             else:
                 self.note_failure(error)
-                self._untold.warn(f"a result was dropped: {error}")
+                self._unreported.warn(f"a result was dropped: {error}")
 
     def _note_sent(self, lane: Lane, size_bytes: int, send_s: float) -> None:
         self._ready().meter.sent(lane, size_bytes, send_s)
@@ -282,16 +282,16 @@ class StageServicer(NodeServicer):
     def _lost(self, head: bytes, failure: StepFailure) -> None:
         """Report a step that ran here but could not be sent on."""
         self.note_failure(failure.error)
-        self._tell_failure(head, failure)
+        self._report_failure(head, failure)
 
-    def _tell_failure(self, head: bytes, failure: StepFailure) -> None:
+    def _report_failure(self, head: bytes, failure: StepFailure) -> None:
         log.info("step failed: %s", failure.error)
         try:
-            self._tell(head, Lane.DECODE, codec.failure_message(failure))
+            self._send_back(head, Lane.DECODE, codec.failure_message(failure))
         except ShardhubError as error:
-            self._untold.warn(f"a failure could not be reported: {error}")
+            self._unreported.warn(f"a failure could not be reported: {error}")
 
-    def _tell(
+    def _send_back(
         self,
         head: bytes,
         lane: Lane,

@@ -14,7 +14,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 @contextmanager
-def panics_told(what: str) -> Iterator[None]:
+def panics_as_errors(what: str) -> Iterator[None]:
     """Turn a panic inside the block into an error.
 
     Args:

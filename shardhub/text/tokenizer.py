@@ -20,7 +20,7 @@ from shardhub.text.detokenizer import (
 )
 from shardhub.text.encoder import Encoder
 from shardhub.text.fitter import Fitter
-from shardhub.text.panics import panics_told
+from shardhub.text.panics import panics_as_errors
 from shardhub.text.template import ChatTemplate, Ending, Message
 from shardhub.text.tokenizer_files import (
     MAX_TOKENIZER_BYTES,
@@ -225,7 +225,7 @@ class Tokenizer:
         Raises:
             PromptError: The tokenizer fails.
         """
-        with panics_told("The model's tokenizer cannot decode its tokens."):
+        with panics_as_errors("The model's tokenizer cannot decode its tokens."):
             return str(self._hf.decode(ids))
 
     def _bytes_in_line(self, token: int) -> bytes:

@@ -159,9 +159,9 @@ def bench(
                 f"{settings.num_rounds} rounds, greedy, no reuse, seed {settings.seed}"
             )
             for level in settings.levels or default_levels(running):
-                watcher.doing(f"{level} side by side: warming up")
+                watcher.doing(f"warming up with {level} side by side")
                 loop.wait(measure(running, settings, level, num_rounds=1, num_tokens=WARM_TOKENS))
-                watcher.doing(f"{level} side by side: measuring")
+                watcher.doing(f"measuring {level} side by side")
                 done.append(loop.wait(measure(running, settings, level)))
                 watcher.doing("")
                 on_level(done[-1])

@@ -45,7 +45,11 @@ def choose_shards(
         )
     if not pipelines:
         if stages is not None:
-            raise UsageError("`stages` chooses from a pipeline.", hint="Give a pipeline, or leave out `stages`.")
+            raise UsageError(
+                "`stages` needs a pipeline.",
+                why="It chooses from a pipeline's stages, and shards were named.",
+                hint="Give a pipeline, or leave out `stages`.",
+            )
         shards = [read_shard(folder) for folder in folders]
         warn_inexact(inexact_of(shards), watcher)
         return shards

@@ -233,7 +233,7 @@ def _check_fits(blueprint: Blueprint, settings: ReferenceSettings) -> None:
     if not fits(size, budget):
         raise DoesNotFit(
             "The whole model does not fit on this machine.",
-            why=f"Its weights have {size_text(size)}, and the memory budget is {size_text(budget)}.",
+            why=f"Its weights take {size_text(size)}, and the memory budget is {size_text(budget)}.",
             hint="Run it on a machine with more memory, or compare the live chain with a record: shardhub verify --run",
         )
 

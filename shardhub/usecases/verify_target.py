@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.errors import UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.parity_records import read_remote_records
 from shardhub.hub.reference import parse_reference
-from shardhub.manifest import Manifest, Parity, decode_identified
-from shardhub.naming import MANIFEST_FILE
+from shardhub.manifest import Parity
 from shardhub.parity import PARITY_FOLDER, parse_record, read_record_files
-from shardhub.shard import Pipeline, Shard, other_stage, read_bytes, read_shard
+from shardhub.shard import Pipeline, Shard, other_stage, read_manifest, read_shard
 from shardhub.usecases.places import Places, hub
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -76,14 +74,7 @@ def open_target(pipeline: str | Path, cache_dir: str | Path | None, watcher: Wat
     places = Places(cache_dir, watcher=watcher)
     place = parse_reference(pipeline)
     folder = places.pipeline_folder(pipeline)
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise UsageError(
-            f"{pipeline} is not a pipeline.",
-            why=f"It does not contain {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
-            hint="Give the folder or repo whose name ends in -pipeline.",
-        )
-    manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
+    manifest = read_manifest(folder)
     is_folder = isinstance(place, Path)
     return Target(
         text=str(pipeline),

@@ -31,13 +31,8 @@ _CONNECT_TIMEOUT_MS = 5000
 def client_options(message_bytes: int, liveness: Liveness = DEFAULT_LIVENESS) -> Options:
     """Options of a channel whose messages have at most `message_bytes` bytes."""
     return [
-        ("grpc.max_receive_message_length", message_bytes),
-        ("grpc.max_send_message_length", message_bytes),
-        ("grpc.keepalive_time_ms", int(liveness.ping_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(liveness.timeout_s * 1000)),
-        ("grpc.http2.ping_timeout_ms", int(liveness.timeout_s * 1000)),
+        *_common(message_bytes, liveness),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF_MS),
         ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", _MAX_BACKOFF_MS),
@@ -51,14 +46,21 @@ def client_options(message_bytes: int, liveness: Liveness = DEFAULT_LIVENESS) ->
 def server_options(message_bytes: int, liveness: Liveness = DEFAULT_LIVENESS) -> Options:
     """Options of a server whose messages have at most `message_bytes` bytes."""
     return [
+        *_common(message_bytes, liveness),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_MS),
+        ("grpc.max_concurrent_streams", 1024),
+        ("grpc.so_reuseport", 0),  # a second node on the same port is an error
+    ]
+
+
+def _common(message_bytes: int, liveness: Liveness) -> Options:
+    """Options of both sides."""
+    return [
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_send_message_length", message_bytes),
         ("grpc.keepalive_time_ms", int(liveness.ping_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(liveness.timeout_s * 1000)),
         ("grpc.http2.ping_timeout_ms", int(liveness.timeout_s * 1000)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_MS),
-        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_concurrent_streams", 1024),
-        ("grpc.so_reuseport", 0),  # a second node on the same port is an error
     ]

@@ -49,7 +49,7 @@ def logits(config: dict[str, Any], weights: nn.Module) -> mx.array:
 
 
 def test_table_is_of_the_installed_mlx_lm() -> None:
-    """Every module has an entry, and the types that mlx-lm runs by another's module are those of the table."""
+    """The table has an entry for every module, and maps each model type to the module that mlx-lm runs for it."""
     assert TABLE["mlx_lm"] == version("mlx-lm"), AGAIN
     assert set(upstream_modules()) == set(READS), AGAIN
     assert set(READS) <= set(TABLE["modules"])

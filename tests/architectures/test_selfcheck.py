@@ -93,7 +93,7 @@ def test_a_fault_in_the_third_row_alone_is_seen(monkeypatch) -> None:
     assert "number 3" in refusal
 
 
-def test_values_that_are_not_numbers_are_no_agreement() -> None:
+def test_nan_does_not_count_as_equal() -> None:
     """NaN alone and NaN side by side do not count as equal: the stage is refused for batches, with that reason."""
     specimen = matrix.Specimen(matrix.CONFIGS["qwen2"])
     (cut,) = specimen.cuts(())

@@ -15,7 +15,7 @@ def stream_of(tenant: str) -> Stream:
     return Stream(Request(prompt=[1], parameters=SamplingParameters(), max_tokens=1, tenant=tenant))
 
 
-def test_a_turn_without_room_is_no_turn() -> None:
+def test_a_turn_without_room_is_given_again() -> None:
     """A request whose turn came without room has the next turn; tenants take turns by admissions, not by attempts."""
 
     async def run():

@@ -138,7 +138,7 @@ def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
     assert parked.limit == "Not every stage has decoded anything yet."
 
 
-def test_nobody_and_unreachable_are_told(manifest, read) -> None:
+def test_nobody_and_unreachable_are_reported(manifest, read) -> None:
     """A node that does not answer is listed last, its stage is unserved, and the chain cannot run."""
     gone = Reading(address="a:1", at=0.0, error=NodeUnreachable("No node answers at a:1."))
     status = chain_status(manifest, [gone, read(2), read(0)])
@@ -149,7 +149,7 @@ def test_nobody_and_unreachable_are_told(manifest, read) -> None:
     assert status.slowest is status.alone_s is status.chain_s is None
 
 
-def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
+def test_one_node_named_by_two_addresses_is_reported(manifest, read) -> None:
     """One node under two addresses: all stages are served, yet no head could start, and the reason is given."""
     twice = replace(read(1, address="b:1"), description=read(1).description)
     status = chain_status(manifest, [read(0), read(1), read(2), twice])
@@ -157,7 +157,7 @@ def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
     assert "the same node" in status.limit
 
 
-def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
+def test_nodes_that_keep_kv_in_different_forms_are_reported(manifest, read) -> None:
     """Nodes with different KV forms: no head could start, and the message names both nodes and the remedy."""
     plain = read(1)
     assert plain.description is not None

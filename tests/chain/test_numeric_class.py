@@ -12,7 +12,7 @@ from tests.running import PATIENT, scheduler_of, tokens_of
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
 
-def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
+def test_a_move_to_another_numeric_class_is_reported(tmp_path) -> None:
     """A move to a replica of the same numeric class is exact; a move to one with another BLAS is reported."""
     pipeline = cut.tiny_pipeline(tmp_path, (3,))
     folders = [cut.shard_folder(pipeline, index) for index in (0, 1, 1)]

@@ -98,7 +98,7 @@ def test_stages_of_one_computation_make_a_chain(made: Path, upstream: Upstream) 
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_stage_that_is_another_under_this_version_is_refused(case: str, made: Path, upstream: Upstream) -> None:
+def test_stage_with_another_graph_under_this_version_is_refused(case: str, made: Path, upstream: Upstream) -> None:
     """A stage whose graph differs is refused before a weight is loaded, with both versions and what to do."""
     changes, what = REFUSED[case]
     env = upstream(is_there=False) if changes is None else upstream(*changes)

@@ -47,7 +47,7 @@ def test_a_slow_network_makes_smaller_chunks() -> None:
     )
 
 
-def test_a_chunk_is_no_message_of_any_size() -> None:
+def test_chunks_are_limited_by_the_size_of_their_message() -> None:
     assert paced(id_bytes=1 << 20, bytes_per_s=lambda: math.inf).chunk(PROMPT, PROMPT, others=False) == 32
 
 

@@ -261,7 +261,7 @@ def test_a_flapping_node_changes_no_token(pipeline, net, expected) -> None:
     asyncio.run(run(4))
 
 
-def test_a_slow_network_is_no_fault(pipeline, net, expected) -> None:
+def test_a_slow_network_loses_no_node(pipeline, net, expected) -> None:
     """A line that delays and splits every piece slows the stream; the tokens are the same and no node is given up."""
 
     async def run():

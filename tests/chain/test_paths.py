@@ -39,7 +39,7 @@ def paths_of(*links: Link) -> Paths:
     return Paths(stages)
 
 
-def test_what_is_missing_is_told_by_the_link_that_served_it_last() -> None:
+def test_a_gap_is_reported_with_the_error_of_its_last_link() -> None:
     """A missing stage is reported by the link that served it last, not by an address that was replaced before."""
     paths = paths_of(Link("first:1", 0), Link("second:1", 2))
     assert paths.gaps == []

@@ -55,7 +55,7 @@ def test_missing_stage_names_who_does_not_answer(pipeline, served) -> None:
 
 
 def test_nobody_answers_where_nobody_listens(pipeline) -> None:
-    """Over gRPC an address without a listener gives the same error, in plain words."""
+    """Over gRPC, too, an address without a listener gives an error in plain words."""
     with pytest.raises(NodeUnreachable, match="No node answers") as caught:
         asyncio.run(roll_call(pipeline.manifest, [DEAD]))
     assert "the connection was refused" in caught.value.why
@@ -68,7 +68,7 @@ def test_stage_that_can_run_here_needs_no_node(pipeline, served) -> None:
     assert [address for address, _ in present.nodes] == [first]
 
 
-def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
+def test_other_version_is_reported(pipeline, served, tmp_path) -> None:
     """A node with another cut or version of the model is distinguished from one of another pipeline, with a hint."""
     other = cut.tiny_pipeline(tmp_path, (2,))
     with pytest.raises(HandshakeError, match="another version") as caught:

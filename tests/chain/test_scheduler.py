@@ -284,7 +284,7 @@ def test_requests_wait_for_room_and_tenants_take_turns(llama) -> None:
     asyncio.run(run())
 
 
-def test_room_that_does_not_come_is_said(llama) -> None:
+def test_room_that_does_not_come_is_reported(llama) -> None:
     """A request that finds no room waits, then is refused; the running one goes on."""
 
     async def run():
@@ -352,7 +352,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
 
 
 def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
-    """A stream whose text is not read stops taking steps; the others go on, and so does it once it is read."""
+    """A stream whose text is not read stops taking steps; the others go on. It resumes once it is read."""
     broken = []
 
     async def run():

@@ -210,14 +210,14 @@ def test_other_formats_are_told_how_to_convert(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("marker", "noun"), [("stage.json", "shard"), ("shardhub.json", "pipeline")])
-def test_our_own_folders_are_no_models(marker: str, noun: str, tmp_path: Path) -> None:
+def test_our_own_folders_are_refused_as_models(marker: str, noun: str, tmp_path: Path) -> None:
     """A shard or a pipeline given as a model is named as what it is."""
     (tmp_path / marker).write_text("{}")
     with pytest.raises(UsageError, match=noun):
         open_checkpoint(tmp_path)
 
 
-def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """A missing folder, and a folder without config.json, are usage errors."""
     with pytest.raises(UsageError, match="not a folder"):
         open_checkpoint(tmp_path / "none")
@@ -462,7 +462,7 @@ def test_experts_count_as_often_as_they_are_read(tmp_path: Path) -> None:
     assert (layer.size_bytes, layer.read_bytes) == (320, 160 + 160 // 4)
 
 
-def test_estimates_are_said(tmp_path: Path) -> None:
+def test_estimates_are_reported(tmp_path: Path) -> None:
     """Where the configuration leaves something out, the plan's notes state the assumption."""
     write_checkpoint(
         tmp_path, config={"num_attention_heads": None, "num_key_value_heads": None, "layer_types": ["x"] * 4}

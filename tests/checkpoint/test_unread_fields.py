@@ -251,7 +251,7 @@ def test_kinds_of_layers_are_held_against_what_the_module_reads(fields: dict[str
 
 
 def test_window_as_long_as_the_session_is_a_note() -> None:
-    """A window affects longer texts only: sessions within it go on, and longer ones are refused."""
+    """A window affects longer texts only: with sessions within it there is a note, and longer ones are refused."""
     reading = read_fields({"model_type": "gemma2", "sliding_window": 4096, "max_position_embeddings": 8192})
     reading.check("here", context=4096)
     (text,) = reading.later(4096)

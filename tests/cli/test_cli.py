@@ -149,7 +149,7 @@ def test_nodes_come_from_the_environment_and_from_a_file(pipeline, served, tmp_p
     assert json.loads(by_file.stdout)["tokens"] == json.loads(by_environment.stdout)["tokens"]
 
 
-def test_stages_nobody_serves_run_here_and_that_is_said(pipeline, served) -> None:
+def test_stages_nobody_serves_run_here_and_are_reported(pipeline, served) -> None:
     """With a node for the first stage only, the other stages run here, with a note."""
     command = ["generate", pipeline.folder, "--node", served[0].address, "--prompt", "hello", "--max-tokens", 3]
     result = nodes.shardhub(*command, "--json")

@@ -92,7 +92,7 @@ def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Pa
     assert checked.exit_code == 0, checked.stderr
 
 
-def test_name_that_nothing_has_is_said(model: Path) -> None:
+def test_field_without_effect_is_reported(model: Path) -> None:
     result = shardhub("plan", model, "--stages", 2, "--no-proof", "--ignore-field", "hidden_size")
     assert result.exit_code == 0
     note = "note: --ignore-field hidden_size has no effect: mlx-lm reads the field, or it changes nothing"

@@ -118,8 +118,8 @@ def test_shards_are_those_of_the_converted_model(
             assert configs[0][field] == configs[1][field]
 
 
-def test_documents_and_cards_tell_of_it(made: Path) -> None:
-    """Sources record it, cards say it, and the pipeline's config.json is the quantised one."""
+def test_documents_and_cards_state_the_quantisation(made: Path) -> None:
+    """Manifest, stages and cards state how it was quantised, and the pipeline's config.json is the quantised one."""
     pipeline = read_pipeline(made / "m-pipeline")
     assert pipeline.manifest.source.quantized == RECORD
     assert json.loads((pipeline.folder / "config.json").read_text())["quantization"]["bits"] == 4

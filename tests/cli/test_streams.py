@@ -67,7 +67,7 @@ def test_full_log_stops_nothing() -> None:
     assert done.stdout.startswith("café")
 
 
-def test_full_output_is_told() -> None:
+def test_full_output_is_reported() -> None:
     """An answer that cannot be written is a full disk, not a traceback."""
     done = shell(f">{FULL}")
     assert done.returncode == 6
@@ -75,7 +75,7 @@ def test_full_output_is_told() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_reader_that_leaves_is_no_fault() -> None:
+def test_reader_that_leaves_causes_no_error() -> None:
     """A reader that closes the pipe after one line causes no error message."""
     done = shell("| true; exit 0")
     assert done.returncode == 0

@@ -84,7 +84,7 @@ def flip(path: Path, at: int = -5) -> None:
     path.write_bytes(data)
 
 
-def test_split_writes_a_record_and_tells_it(made: Path) -> None:
+def test_split_writes_a_record_and_reports_it(made: Path) -> None:
     """The record names the pipeline, the cards quote it, and the documents' digests do not depend on it."""
     record = record_of(made)
     assert record.is_exact
@@ -182,7 +182,7 @@ def test_live_chain_chooses_the_record_s_tokens(made: Path, served: list[str]) -
     assert (said["tokens_equal"], said["first_difference"], len(said["nodes"])) == (64, None, 2)
 
 
-def test_live_chain_that_differs_is_told(out: Path, served: list[str]) -> None:
+def test_live_chain_that_differs_is_reported(out: Path, served: list[str]) -> None:
     """Another id in the record gives exit code 3, with its position and both ids."""
     record = record_of(out)
     tokens = record.prompts[1].tokens

@@ -132,7 +132,7 @@ def test_memory_is_shared_as_sessions_are() -> None:
     assert node.open(FEW, context=50) is not None
 
 
-def test_what_never_fits_is_told_as_too_long() -> None:
+def test_a_prompt_that_never_fits_is_reported_as_too_long() -> None:
     """A session larger than the node's whole memory is refused at once, and keeps nothing from others."""
     node = Node(kv_budget_bytes=60)
     with pytest.raises(ContextExceeded, match="positions"):

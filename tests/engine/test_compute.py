@@ -117,7 +117,7 @@ def test_close_cancels_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_close_waits_until_the_system_has_ended_the_thread() -> None:
-    """Closing waits for the system's thread too: what MLX frees at its end would abort a finishing interpreter."""
+    """Closing returns once the system has ended the thread, as what MLX frees then could abort an ending process."""
     for _ in range(50):
         compute = ComputeThread()
         ended = compute.control(threading.get_native_id).result(WAIT_S)

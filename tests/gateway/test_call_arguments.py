@@ -42,7 +42,7 @@ def test_what_is_nearly_json_is_read(text, value) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": "b', "[1 2]", "1e999", "[" * 5000, "9" * 5000, "x"])
-def test_what_is_not_a_value_is_refused(text) -> None:
+def test_malformed_values_are_refused(text) -> None:
     """Anything else raises the reader's own error."""
     with pytest.raises(ValueError):  # noqa: PT011
         read_value(text)

@@ -265,7 +265,7 @@ def test_pieces_do_not_matter(data, text) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_not_a_call_is_the_text_it_is(text) -> None:
+def test_text_without_a_call_is_unchanged(text) -> None:
     """Text that is not a call is kept unchanged."""
     assert read(text) == (text, [])
 

@@ -91,7 +91,7 @@ def test_a_schema_is_followed_whatever_its_dialect(schema, fits, fails) -> None:
 
 
 @pytest.mark.parametrize(("schema", "reason"), REFUSED)
-def test_what_is_not_a_schema_is_refused(schema, reason) -> None:
+def test_values_other_than_schemas_are_refused(schema, reason) -> None:
     """A value that is not a schema is refused with its type."""
     with pytest.raises(ValueError, match=reason):
         plain_schema(schema)

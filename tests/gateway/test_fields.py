@@ -25,7 +25,7 @@ def test_whole_numbers_have_several_forms(sent, meant) -> None:
 
 
 @pytest.mark.parametrize("sent", [True, 1.5, "1.5", "many", "", "nan", "inf", "1" * 40, [], {}])
-def test_what_is_not_whole_is_refused(sent) -> None:
+def test_flags_and_fractions_are_not_whole_numbers(sent) -> None:
     """Flags and fractions are refused as whole numbers."""
     with pytest.raises(ValidationError):
         TypeAdapter(Whole).validate_python(sent, **STRICT)

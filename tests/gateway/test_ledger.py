@@ -35,7 +35,7 @@ def test_a_part_of_a_character_counts_with_it() -> None:
     assert ledger.num_reasoning == 1
 
 
-def test_an_entry_is_told_once_its_text_is_shown() -> None:
+def test_an_entry_is_reported_once_its_text_is_shown() -> None:
     """A token is reported once no stop string can remove its text; at the end all are reported."""
     ledger = Ledger(keeps=True)
     write(ledger, 2, 2, 0)

@@ -132,7 +132,7 @@ def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
         assert after["tokens"] - drawn < 100, "the answer went on"
 
 
-def test_too_many_are_told_at_once(pair, small) -> None:
+def test_too_many_requests_are_refused_at_once(pair, small) -> None:
     """With two requests running and one waiting, the next is refused at once with a time to retry.
 
     The client retries by itself.

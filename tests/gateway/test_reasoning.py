@@ -43,7 +43,7 @@ def thinking(served, tmp_path_factory):
         assert process.stop() == 0
 
 
-def test_chats_tell_it_in_a_field_of_its_own(thinking) -> None:
+def test_chats_have_the_reasoning_in_a_field_of_its_own(thinking) -> None:
     """Reasoning has the field that all clients read, whole and streamed, and its tokens are counted."""
     body = {"messages": HI, "max_tokens": NUM, "ignore_eos": True}
     with httpx.Client(base_url=thinking.url, timeout=60) as http:
@@ -60,7 +60,7 @@ def test_chats_tell_it_in_a_field_of_its_own(thinking) -> None:
     assert "".join(delta.get("content", "") for delta in deltas) == ""
 
 
-def test_responses_tell_it_as_an_item(thinking) -> None:
+def test_responses_have_the_reasoning_as_an_item(thinking) -> None:
     """Reasoning is an item with events of its own."""
     with openai.OpenAI(base_url=f"{thinking.url}/v1", api_key="x", max_retries=0) as client:
         options = {"model": "tiny", "input": "hi", "max_output_tokens": NUM, "extra_body": {"ignore_eos": True}}
@@ -73,7 +73,7 @@ def test_responses_tell_it_as_an_item(thinking) -> None:
     assert whole.usage.output_tokens_details.reasoning_tokens == NUM
 
 
-def test_messages_tell_it_as_a_block(thinking) -> None:
+def test_messages_have_the_reasoning_as_a_block(thinking) -> None:
     """Reasoning is a block, which is accepted back with the history."""
     import anthropic
 

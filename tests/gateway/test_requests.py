@@ -229,8 +229,8 @@ def test_a_limit_beyond_the_context_is_cut(http, path, body) -> None:
         assert free.json()["choices"][0]["finish_reason"] == "stop"
 
 
-def test_half_a_character_is_no_reason_to_refuse(http) -> None:
-    """A client that cut a text within a character sends it again in every turn: it is accepted."""
+def test_half_a_character_is_accepted(http) -> None:
+    """Text that a client cut within a character is accepted, as the client sends it again in every turn."""
     answer = http.post(CHAT, content=rb'{"max_tokens":1,"messages":[{"role":"user","content":"cut \ud83d"}]}')
     assert answer.status_code == 200, answer.text
 
@@ -258,7 +258,7 @@ def test_bad_requests_are_refused(http, name) -> None:
 
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize"])
-def test_bodies_that_are_none_are_refused(http, name, path) -> None:
+def test_malformed_bodies_are_refused(http, name, path) -> None:
     """Bodies that are not JSON, or nest deeper than parsers allow, are refused."""
     content, status = RAW[name]
     answer = http.post(path, content=content, headers={"Content-Type": "application/json"})
@@ -326,7 +326,7 @@ def test_the_same_seed_gives_the_same_text(http) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_cached_tokens_are_told(http) -> None:
+def test_cached_tokens_are_reported(http) -> None:
     """The usage has the number of reused prompt tokens."""
     long = "A" * 200
     first = http.post(TEXT, json={"prompt": long, "max_tokens": 2}).json()["usage"]

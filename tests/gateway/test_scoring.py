@@ -51,7 +51,7 @@ def test_loglikelihoods_are_the_unsplit_models(http, whole) -> None:
         )
 
 
-def test_greedy_tokens_are_told_as_greedy(http, whole) -> None:
+def test_greedy_tokens_are_reported_as_greedy(http, whole) -> None:
     """Where a prompt goes on as the model would, each token is its own maximum."""
     ids = list(PROMPTS[0])
     for _ in range(8):

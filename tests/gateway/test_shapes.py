@@ -133,7 +133,7 @@ def test_the_models_own_way_of_calling_is_read(http) -> None:
     assert "".join(delta.get("content", "") for delta in deltas) == "SO "
 
 
-def test_a_call_that_is_none_stays_text(http) -> None:
+def test_a_malformed_call_stays_text(http) -> None:
     """A malformed call is shown as it was written."""
     said = "<tool_call>NONSENSE</tool_call>"
     choice = answer(http, tools=TOOLS, guided_choice=[said])

@@ -73,7 +73,7 @@ def test_an_opening_tag_after_that_of_the_prompt_is_not_shown(answer) -> None:
     assert cut(answer, inside=True) == [("reasoning", "hm"), ("text", "42")]
 
 
-def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> None:
+def test_a_closing_tag_alone_marks_reasoning_if_nothing_was_sent_yet() -> None:
     """A lone closing tag marks the text before it as reasoning, if that was not sent yet; without a tag all is text."""
     assert cut("Hmm.", "</think>", "42", is_patient=True) == [("reasoning", "Hmm."), ("text", "42")]
     assert cut("Use `</think>`.", is_patient=True) == [("text", "Use `</think>`.")]
@@ -81,7 +81,7 @@ def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> 
     assert cut("No tag", is_patient=True) == [("text", "No tag")]
 
 
-def test_calls_that_are_thought_of_are_none() -> None:
+def test_calls_within_reasoning_are_not_made() -> None:
     """Calls within reasoning that goes on are reasoning."""
     thought = "write\n<tool_call>{}</tool_call>\n"
     assert cut(thought + "but no</think>done", inside=True, calls=CALLS) == [

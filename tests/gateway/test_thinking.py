@@ -95,7 +95,7 @@ def test_what_a_client_sets_itself_goes_before_its_wishes() -> None:
     assert directed(thinking, Wish(effort="high"), [], {"tone": "dry"}).switches == {"thinking": True, "tone": "dry"}
 
 
-def test_a_wish_that_no_switch_fulfils_is_told() -> None:
+def test_a_wish_that_no_switch_fulfils_is_reported() -> None:
     """If the template has no switch the parameter is reported as ignored, and the conversation is unchanged."""
     directions = directed(Thinking(), ON, [{"role": "user", "content": "hi"}], {"tone": "dry"})
     assert directions.switches == {"tone": "dry"}

@@ -20,7 +20,7 @@ def test_version_stands_in_one_place() -> None:
     assert project["tool"]["hatch"]["version"]["path"] == "shardhub/version.py"
 
 
-def test_changelog_tells_of_this_version() -> None:
+def test_changelog_has_this_version() -> None:
     """Unreleased comes first, then the releases with their dates, newest first; the newest is this version."""
     headings = re.findall(r"^## \[([^\]]+)\](?: - (\d{4}-\d{2}-\d{2}))?$", CHANGELOG, re.MULTILINE)
     assert headings[0] == ("Unreleased", "")

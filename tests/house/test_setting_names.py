@@ -130,7 +130,7 @@ def test_settings_are_shown_as_options(text: str, shown: str) -> None:
 
 
 def test_errors_are_shown_with_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """Errors show options on stderr and as JSON, in each part; a program reads the setting's name."""
+    """The command names options in all parts of an error, on stderr and as JSON; a program reads names of settings."""
     error = UsageError("`cuts` is wrong.", why="`stages` was given.", hint="Leave out `cuts`.")
     assert "`cuts`" in str(error)
     print_error(error)

@@ -178,7 +178,7 @@ def test_shard_is_assembled_from_the_source(
 def test_shard_is_taken_at_the_commit_that_its_pipeline_names(
     fetcher: Fetcher, referring: Referring, said: list[str], copied
 ) -> None:
-    """`serve you/m-shard-1` asks the pipeline, as for copies."""
+    """A shard named without a revision is fetched at the commit that its pipeline pins, as one with copies is."""
     folder = fetcher.fetch(Reference(repo=referring.published.shards[1].repo))
     assert same_weights(folder, copied(1))
     assert said == []

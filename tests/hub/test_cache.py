@@ -48,7 +48,7 @@ def test_held(fetcher: Fetcher, published: Published) -> None:
     assert not any(one.is_used for one in snapshots)
 
 
-def test_damaged_snapshot_is_told(fetcher: Fetcher, published: Published) -> None:
+def test_damaged_snapshot_is_reported(fetcher: Fetcher, published: Published) -> None:
     """A snapshot that lost a file is listed as damaged, not as a shard."""
     folder = fetcher.fetch(shard_of(published, 0))
     next(folder.glob("*.safetensors")).resolve().unlink()

@@ -126,7 +126,7 @@ def test_commit_is_the_one_the_pipeline_pins(fetcher: Fetcher, fresh: Published,
     assert said == []
 
 
-def test_main_is_taken_and_told_where_no_pipeline_says(
+def test_main_is_taken_and_reported_without_a_pipeline(
     fetcher: Fetcher, fresh: Published, api: HfApi, said: list[str]
 ) -> None:
     """A shard whose pipeline is gone is taken from main, with a note."""
@@ -195,7 +195,7 @@ def test_refused_access(
     assert "the token given to this command" in caught.value.why
 
 
-def test_repo_that_is_no_shard(fetcher: Fetcher, api: HfApi, user: str, whole_model: Path) -> None:
+def test_a_models_repo_is_refused_as_a_shard(fetcher: Fetcher, api: HfApi, user: str, whole_model: Path) -> None:
     """A model's repo is refused with the command for models."""
     repo = api.create_repo(f"{user}/model").repo_id
     api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
@@ -271,7 +271,9 @@ def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, ne
 
 
 @pytest.mark.parametrize("change", [-5, 5])
-def test_wrong_length_is_no_file(fetcher: Fetcher, published: Published, net: faulty.Network, change: int) -> None:
+def test_body_of_the_wrong_length_is_refused(
+    fetcher: Fetcher, published: Published, net: faulty.Network, change: int
+) -> None:
     """A body shorter or longer than announced is refused each time, and no part of it is kept as whole."""
 
     def wrong(answer: faulty.Answer) -> None:
@@ -430,7 +432,9 @@ def test_changed_config_is_refused(fetcher: Fetcher, fresh: Published, api: HfAp
 # The disk
 
 
-def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_room_is_reported_before_the_start(
+    fetcher: Fetcher, published: Published, net, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk without enough room is refused before a weight is fetched."""
     monkeypatch.setattr(Cache, "free_bytes", lambda self: 10_000)
     net.forget()

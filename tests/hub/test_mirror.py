@@ -121,7 +121,7 @@ def test_revision_and_name_can_be_given(hubs: tuple[RunningHub, RunningHub], api
     assert api.model_info("ann/first").private is True
 
 
-def test_what_cannot_be_mirrored_is_said(
+def test_what_cannot_be_mirrored_is_reported(
     hubs: tuple[RunningHub, RunningHub], api: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NotFound):

@@ -132,7 +132,7 @@ def test_public_hub_goes_through_the_proxy(server: ThreadingHTTPServer, monkeypa
         assert client.get("http://hub.example/api/models").text == "http://hub.example/api/models"
 
 
-def test_socks_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socks_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a SOCKS proxy needs a missing package, the message names both, without the password."""
     monkeypatch.setitem(__import__("sys").modules, "socksio", None)
     monkeypatch.setenv("ALL_PROXY", "socks5h://user:secret@127.0.0.1:9")
@@ -143,7 +143,7 @@ def test_socks_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("value", ["foo://proxy:1", "http://[", "http://", "ftp://a"])
-def test_malformed_proxy_is_said(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_malformed_proxy_is_reported(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """A malformed proxy is reported as a mistake in the environment."""
     monkeypatch.setenv("https_proxy", value)
     with make_http_client() as client, pytest.raises(UsageError, match=r"The proxy .* cannot be used"):

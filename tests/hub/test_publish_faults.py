@@ -199,7 +199,7 @@ def test_of_two_pushers_of_a_new_name_one_gives_way(
 
 
 @pytest.mark.parametrize("part", ["/repos/create", "/validate-yaml", "/commit/"])
-def test_page_of_a_captive_portal_is_no_hub(ann: Pusher, model: Path, wire: Wire, part: str) -> None:
+def test_page_of_a_captive_portal_is_not_taken_for_a_hub(ann: Pusher, model: Path, wire: Wire, part: str) -> None:
     """HTML with status 200 in the place of JSON gives a readable error without a traceback."""
     wire.fault("POST", part, lambda _: HTMLResponse("<html>please log in</html>"))
     with pytest.raises(HubUnreachable, match="not a Hub"):

@@ -192,7 +192,7 @@ def test_hostile_header_length(
     assert net.fetched(WEIGHTS) == 8
 
 
-def test_repos_that_are_no_models(api: HfApi, user: str, published, reader: HfApi, tmp_path: Path) -> None:
+def test_repos_without_a_model_are_refused(api: HfApi, user: str, published, reader: HfApi, tmp_path: Path) -> None:
     """A shard, a repo without weights and a missing repo have different messages."""
     cache = Cache(tmp_path / "c")
     with pytest.raises(UsageError, match="is a shard, not a model"):

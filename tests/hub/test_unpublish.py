@@ -85,7 +85,7 @@ def test_unpublish_goes_on_after_a_kill(ann: Pusher, model: Path) -> None:
         find_removal(ann.calls, "ann/m-pipeline")
 
 
-def test_unpublish_leaves_alone_what_is_no_pipeline(ann: Pusher, model: Path) -> None:
+def test_unpublish_refuses_repos_that_are_not_pipelines(ann: Pusher, model: Path) -> None:
     ann.api.create_repo("ann/thesis-pipeline")
     ann.api.upload_file(path_or_fileobj=b"1", path_in_repo="thesis.txt", repo_id="ann/thesis-pipeline")
     with pytest.raises(UsageError, match="is not a pipeline"):

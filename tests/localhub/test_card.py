@@ -54,7 +54,7 @@ def test_what_json_cannot_carry_stays_text(block: str, expected: dict[str, Any])
 
 
 @pytest.mark.parametrize("block", REFUSED, ids=lambda block: block[:12])
-def test_what_is_no_metadata_or_would_grow_is_refused(block: str) -> None:
+def test_invalid_or_growing_metadata_is_refused(block: str) -> None:
     """Aliases, deep nesting, excessive length and invalid YAML are refused, in a message that JSON can represent."""
     with pytest.raises(CardError) as refused:
         front_matter(card(block))

@@ -231,7 +231,7 @@ def test_tree_comes_in_pages(api: HfApi, repo: str) -> None:
     assert len(list(api.list_repo_tree(repo, "f"))) == 1200
 
 
-def test_paths_info_leaves_out_what_is_not_there(api: HfApi, repo: str, filled: str) -> None:
+def test_paths_info_leaves_out_missing_paths(api: HfApi, repo: str, filled: str) -> None:
     infos = api.get_paths_info(repo, ["config.json", "parity", "absent"], revision=filled, expand=True)
     assert {info.path for info in infos} == {"config.json", "parity"}
 

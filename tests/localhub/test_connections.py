@@ -87,7 +87,7 @@ def test_an_upload_over_a_slow_line_goes_on_as_long_as_it_comes(
     assert put(300).startswith(b"HTTP/1.1 200")
 
 
-def test_what_is_not_http_fills_no_log(hub: RunningHub, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_requests_do_not_fill_the_log(hub: RunningHub, caplog: pytest.LogCaptureFixture) -> None:
     """Of many malformed requests, only the first is logged."""
     for _ in range(20):
         with connected(hub) as connection:

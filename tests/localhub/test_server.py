@@ -110,7 +110,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_database_that_is_none_or_newer_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_or_newer_database_is_refused(tmp_path: Path) -> None:
     LocalHub(tmp_path).close()
     catalog = Catalog(tmp_path)
     with catalog.writing() as connection:

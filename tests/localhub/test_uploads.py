@@ -105,7 +105,7 @@ def test_nobody_writes_into_a_file_that_became_a_blob(incoming: Uploads, store: 
     assert store.path(SHA256).read_bytes() == CONTENT
 
 
-def test_a_blob_of_the_digest_is_no_proof_of_having_its_bytes(incoming: Uploads, store: BlobStore) -> None:
+def test_a_blob_of_the_digest_does_not_replace_an_upload(incoming: Uploads, store: BlobStore) -> None:
     store.add(CONTENT)
     with pytest.raises(Refusal, match="Nothing was uploaded"):
         incoming.finish(UPLOAD)

@@ -87,7 +87,7 @@ def test_missing_tensor_beside_its_scales_is_named() -> None:
     assert caught.value.hint
 
 
-def test_tensors_that_disagree_are_refused_before_anything_is_said_to_be_right() -> None:
+def test_tensors_that_disagree_are_refused_before_any_check_is_reported() -> None:
     """A missing tensor is named before anything is stated about the model."""
     config = tiny.config("llama")
     headers = public.headers(config)

@@ -185,7 +185,9 @@ def test_damaged_file_never_reaches_mlx(tmp_path: Path) -> None:
         (ParitySettings(), Source(repo="a/b", commit="c" * 40), ("read from the Hub", "1.4")),
     ],
 )
-def test_what_was_not_run_is_said(opened: Opened, options: ParitySettings, source: Source, texts: tuple[str]) -> None:
+def test_stages_that_were_not_run_are_reported(
+    opened: Opened, options: ParitySettings, source: Source, texts: tuple[str]
+) -> None:
     """Without a record the line says what was proven instead, and why the stages were not run."""
     numbers = measure_split(opened.checkpoint, opened.contents, opened.stages, source, options)
     assert numbers.parity is None

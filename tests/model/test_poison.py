@@ -35,7 +35,7 @@ def _written(array: mx.array) -> mx.array:
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "I32", "U32", "BOOL"])
 @pytest.mark.parametrize("use", list(USES))
 def test_array_that_does_not_cross_is_refused_when_it_is_used(use: str, dtype: str) -> None:
-    """For every dtype, and every operation that could hide a NaN, evaluating what depends on it is an error of ours."""
+    """Evaluating what depends on it raises our error, for every dtype and every operation that could hide a NaN."""
     array = poison.parameter(TensorSpec(dtype=dtype, shape=(2, 3)))
     result = USES[use](array)
     with pytest.raises(ProofExceeded, match="used after a cut"), poison.watching():
@@ -43,7 +43,7 @@ def test_array_that_does_not_cross_is_refused_when_it_is_used(use: str, dtype: s
 
 
 def test_array_that_is_not_used_costs_nothing() -> None:
-    """An unused array may stand beside what is evaluated, with the shape and dtype of the one it replaces."""
+    """A placeholder that nothing uses is never evaluated, however large the array that it replaces."""
     array = poison.parameter(TensorSpec(dtype="BF16", shape=(1 << 20, 1 << 20)))
     assert array.shape == (1 << 20, 1 << 20)
     assert array.dtype == mx.bfloat16

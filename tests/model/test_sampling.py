@@ -124,7 +124,7 @@ def test_greedy_rows_together_are_bit_for_bit_those_alone(dtype) -> None:
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_greedy_tells_rows_that_are_no_numbers(broken) -> None:
+def test_greedy_sampling_reports_rows_with_nan(broken) -> None:
     """One NaN logit is enough; minus infinity of a forbidden token is a number."""
     logits = mx.zeros((3, VOCAB))
     logits[1, 17] = broken

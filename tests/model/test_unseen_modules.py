@@ -135,7 +135,9 @@ def test_unseen_module_is_exact_at_every_boundary(case: str, unseen: Callable[[d
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_unseen_module_that_is_no_chain_is_refused(case: str, unseen: Callable[[dict[str, str]], None]) -> None:
+def test_unseen_module_that_does_not_run_as_a_chain_is_refused(
+    case: str, unseen: Callable[[dict[str, str]], None]
+) -> None:
     """The refusal is an error of ours with a reason and a remedy; no stage is described."""
     changes, error, said = REFUSED[case]
     unseen(changes)

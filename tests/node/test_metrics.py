@@ -277,7 +277,7 @@ def test_metrics_address_is_read(text, expected) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "127.0.0.1:65536", "::1:9400", "host:9x", "host:-1"])
-def test_metrics_address_that_is_none_is_refused(text) -> None:
+def test_malformed_metrics_address_is_refused(text) -> None:
     """A malformed address is refused with the right form."""
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:9400"):
         parse_listen(text)

@@ -9,7 +9,7 @@ from shardhub.node.metrics import check_metrics
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:9400", "192.0.2.1:0", "[::]:9400"])
-def test_metrics_off_loopback_are_refused_unless_told_so(listen: str) -> None:
+def test_metrics_off_loopback_need_an_option(listen: str) -> None:
     """Metrics have neither TLS nor a key, so that an address off loopback needs the user's explicit consent."""
     with pytest.raises(AddressError, match="Refusing to answer metrics"):
         check_metrics(listen, insecure=False)

@@ -202,7 +202,7 @@ def test_nan_hidden_states_end_the_session_and_not_the_node(node) -> None:
     asyncio.run(run())
 
 
-def test_opens_that_cannot_be_are_refused(node) -> None:
+def test_impossible_opens_are_refused(node) -> None:
     """Malformed ids, too long a context, a hop that does not fit the stage, an old epoch and a far peer are refused."""
 
     async def run():

@@ -235,7 +235,7 @@ async def test_an_expired_node_is_refused(engine, cluster, head):
 
 
 @in_loop
-async def test_a_head_is_no_node(engine, cluster, head):
+async def test_a_heads_certificate_cannot_serve(engine, cluster, head):
     """A head's certificate cannot serve: heads refuse a node that shows one."""
     async with serving(engine, cluster.trust("other", Role.HEAD)) as address:
         error = await refusal(address, head)
@@ -258,7 +258,7 @@ async def test_no_certificate_is_refused(engine, cluster, node):
 
 
 @in_loop
-async def test_a_plain_head_is_told_that_the_node_speaks_tls(engine, node):
+async def test_a_plain_head_learns_that_the_node_speaks_tls(engine, node):
     """A call without TLS to a TLS node fails, and the error says what to do."""
     async with serving(engine, node) as address:
         error = await refusal(address, None)
@@ -268,7 +268,7 @@ async def test_a_plain_head_is_told_that_the_node_speaks_tls(engine, node):
 
 
 @in_loop
-async def test_a_plain_node_is_told_nothing_by_a_tls_head(engine, head):
+async def test_a_tls_head_sends_nothing_to_a_plain_node(engine, head):
     """A TLS head sends nothing to a node without TLS."""
     async with serving(engine, None) as address:
         error = await refusal(address, head)
@@ -277,7 +277,7 @@ async def test_a_plain_node_is_told_nothing_by_a_tls_head(engine, head):
 
 
 @in_loop
-async def test_nobody_there_is_no_refusal(head):
+async def test_an_address_without_a_listener_is_unreachable(head):
     """An address without a listener is unreachable, not untrusted."""
     with pytest.raises(NodeUnreachable):
         await describe("127.0.0.1:9", security=over_tls(head))

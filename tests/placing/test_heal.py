@@ -95,7 +95,7 @@ def test_neighbours_take_a_lost_stage_if_no_machine_is_free() -> None:
     assert healed.reloaded == ("a", "c")
 
 
-def test_what_else_must_move_is_said() -> None:
+def test_what_else_must_move_is_reported() -> None:
     """If the lost layers fit nowhere beside the rest, layers of machines that are left move too, and are named."""
     cluster = Cluster(machines=(machine("a", 6), machine("b", 6), machine("c", 8)))
     before = place(

@@ -67,8 +67,8 @@ def test_growing_cuts_are_avoided() -> None:
     assert "with the cuts 4" in plan.notes[0]
 
 
-def test_growing_cuts_are_taken_when_there_is_no_other_way() -> None:
-    """Where every cut grows the cheapest one is taken, and each is named with its bytes."""
+def test_growing_cuts_are_taken_where_no_others_are_left() -> None:
+    """If too few cuts are steady, the cheapest growing ones are taken, and a note names each with its bytes."""
     around = borders(steady(1), growing(2, 640), growing(3, 32), refused(4), growing(5, 640))
     plan = cut_evenly(uniform(6), 3, borders=around)
     assert plan.cuts == (1, 3)

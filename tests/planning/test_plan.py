@@ -135,7 +135,7 @@ def test_unequal_machines_get_unequal_stages() -> None:
     assert [stage.machine for stage in plan.stages] == ["a", "b", "c"]
 
 
-def test_one_machine_that_fits_is_said_first() -> None:
+def test_a_single_machine_that_fits_is_reported_first() -> None:
     """If a machine holds the whole model, the first note says that splitting will be slower."""
     plan = cut_for_machines(
         ModelCosts(layers=_uniform(4, GB).layers, notes=("an estimate",)),
@@ -335,7 +335,7 @@ def test_broken_plan_names_the_layer(stages: list[list[object]], message: str) -
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b'{"num_layers": 4}', b"\xef\xbb\xbf{}", b"[" * 10**6])
-def test_file_that_is_no_plan_is_refused(data: bytes) -> None:
+def test_file_without_a_plan_is_refused(data: bytes) -> None:
     """Anything else given as a plan is a usage error, not a crash."""
     with pytest.raises(PlanError, match="is not a valid plan"):
         parse_plan(data, _uniform(4, 1))

@@ -56,7 +56,7 @@ def test_another_authoritys_certificate_is_refused(cluster, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "Mini", "a.b", "-a", "a-", "a" * 64, "a/b", "a:b", "ä", "a\nb", "authority"])
-def test_a_name_that_is_no_label_is_refused(cluster, name):
+def test_a_name_that_cannot_be_a_label_is_refused(cluster, name):
     """Names in certificates are plain labels, and never the authority's own."""
     with pytest.raises(UsageError):
         cluster.issue(name, Role.NODE, place="x")

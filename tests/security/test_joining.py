@@ -82,7 +82,7 @@ async def test_the_key_never_leaves_the_machine(cluster, tmp_path):
 
 
 @in_loop
-async def test_a_wrong_fingerprint_is_refused_before_the_secret_is_said(cluster, tmp_path):
+async def test_a_wrong_fingerprint_is_refused_before_the_secret_is_sent(cluster, tmp_path):
     """A server with another fingerprint does not learn the secret, and the invitation stays valid."""
     async with open_desk(cluster, Clock()) as (_, invite, line):
         wrong = InviteLine(address=line.address, fingerprint="0" * 64, secret="A" * 27)
@@ -279,7 +279,7 @@ async def test_rubbish_at_the_desk_changes_nothing(cluster, line, tmp_path):
 
 
 @in_loop
-async def test_an_answer_that_is_none_is_refused(cluster, tmp_path):
+async def test_an_answer_of_another_service_is_refused(cluster, tmp_path):
     """Another service at the address is reported as such."""
 
     async def serve(reader, writer):

@@ -117,7 +117,7 @@ def test_keys_are_kept_private_and_are_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:" + "A" * 44, "rsa:x", "nowhere.pub", "\0"])
-def test_what_is_no_public_key_is_refused(text):
+def test_malformed_public_key_is_refused(text):
     """A malformed public key is a usage error, not a failed signature."""
     with pytest.raises(UsageError, match="not a public key"):
         parse_public_key(text)

@@ -72,7 +72,7 @@ def test_chain_that_is_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report(result).exit_code == 3
 
 
-def test_model_that_mlx_cannot_run_is_told_and_is_no_crash() -> None:
+def test_model_that_mlx_cannot_run_is_reported_as_a_failure() -> None:
     """The result has upstream's error; the exit code is that of a failure, not of wrong numbers."""
     result = run_family("odd", {**FAMILIES["llama"], "model_type": "of-no-module"}, Form.DENSE)
     assert "of-no-module" in result.failure

@@ -190,10 +190,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # What a node sends on.
     Mutant(
-        name="failure-not-told",
+        name="failure-not-reported",
         what="A node does not report a failed step to the head.",
         path=f"{_NODE}/servicer.py",
-        old="self._tell_failure(head, outcome)",
+        old="self._report_failure(head, outcome)",
         new="pass",
         seed=95,
     ),
@@ -314,7 +314,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # Nodes that come and go.
     Mutant(
-        name="loss-not-told",
+        name="loss-not-reported",
         what="The sessions of a broken link are not notified.",
         path=f"{_CHAIN}/chain.py",
         old="        self._fail_over(place.link, error)\n",
@@ -410,10 +410,10 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=39,
     ),
     Mutant(
-        name="broken-link-not-told",
+        name="broken-link-not-reported",
         what="A link that breaks is not reported.",
         path=f"{_CHAIN}/links.py",
-        old="        self._lost(lost)\n",
+        old="        self._lost(self._lost_by(error))\n",
         new="        pass\n",
         seed=3,
     ),
@@ -557,7 +557,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=193,
     ),
     Mutant(
-        name="parked-loss-not-told",
+        name="parked-loss-not-reported",
         what="The loss of a parked session is not recorded, so that prompts try to reuse it.",
         path=f"{_CHAIN}/prefixes.py",
         old="lost=lambda: self.drop(session)",

@@ -86,7 +86,7 @@ def test_a_killed_host_runs_nothing_more(loop: VirtualLoop) -> None:
     assert reached == ["alive"]
 
 
-def test_an_end_that_never_comes_is_told(loop: VirtualLoop) -> None:
+def test_an_end_that_never_comes_is_reported(loop: VirtualLoop) -> None:
     """An empty loop, and an instant that never ends, raise an error instead of hanging."""
     with pytest.raises(Stuck, match="Nothing is left"):
         loop.run_until(lambda: False, most_s=10.0)

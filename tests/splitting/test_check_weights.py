@@ -66,7 +66,7 @@ def _holding(dtype: str, value: bytes, index: int, shape: tuple[int, ...]) -> di
     return {NAME: (spec, bytes(data))}
 
 
-def test_every_half_and_fp8_pattern_is_told_right() -> None:
+def test_every_half_and_fp8_pattern_is_judged_right() -> None:
     """Of all 16-bit and 8-bit patterns, exactly those that numpy or MLX calls not finite are reported."""
     all16 = np.arange(1 << 16, dtype=np.uint16)
     all8 = np.arange(1 << 8, dtype=np.uint8)

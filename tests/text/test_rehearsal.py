@@ -128,7 +128,7 @@ def test_chat_template_that_cannot_be_used_is_refused(template: object, files: d
         rehearse(changed(files, chat_template=template), where="model")
 
 
-def test_template_that_refuses_one_message_is_told(files: dict[str, bytes]) -> None:
+def test_template_that_refuses_one_message_is_reported(files: dict[str, bytes]) -> None:
     """A template that refuses the trial message is noted with its words, and the model is accepted."""
     notes = rehearse(
         changed(files, chat_template="{{ raise_exception('give a system message') }}"), where="model"
@@ -160,6 +160,6 @@ def test_code_of_a_tokenizer_is_left_out_only_if_asked(files: dict[str, bytes]) 
     assert "auto_map" not in json.loads(rehearse(own, where="model", ignore_code=True).files["tokenizer_config.json"])
 
 
-def test_tokens_beyond_the_models_rows_are_told(files: dict[str, bytes]) -> None:
+def test_tokens_beyond_the_models_rows_are_reported(files: dict[str, bytes]) -> None:
     """A tokenizer with more ids than the model has rows gets a note."""
     assert "but the model has 500 embedding rows" in rehearse(files, where="model", num_rows=500).notes[0]

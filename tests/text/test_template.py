@@ -204,7 +204,7 @@ def test_broken_template_is_a_prompt_error(source: str, why: str, sandbox: Sandb
     assert why in caught.value.why
 
 
-def test_messages_that_are_no_json_are_refused(sandbox: Sandbox) -> None:
+def test_messages_that_json_cannot_hold_are_refused(sandbox: Sandbox) -> None:
     """Values that JSON cannot hold are refused."""
     for content in (object(), {1, 2}):
         with pytest.raises(PromptError, match="plain JSON"):

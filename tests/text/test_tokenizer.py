@@ -97,7 +97,7 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
         assert tokenizer.render_chat(messages, ending="history").ids == expected
 
 
-def test_words_of_calls_are_told_where_a_template_has_none(folder: Path, tmp_path: Path) -> None:
+def test_words_of_calls_are_explained_where_a_template_has_none(folder: Path, tmp_path: Path) -> None:
     """The prompt describes the tools if the template omits them, and does not if the template writes them."""
     for template, is_helped in (("{{ messages }}", True), ("{{ tools }}{{ messages }}", False), ("{{", False)):
         model = shutil.copytree(folder, tmp_path / str(len(template)))
@@ -386,7 +386,7 @@ def test_template_may_be_a_file_or_several(folder: Path, tmp_path: Path) -> None
         several.close()
 
 
-def test_text_that_is_no_unicode_is_refused(tokenizer: Tokenizer) -> None:
+def test_text_with_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
     """A lone surrogate, as a terminal can deliver, is refused before the tokenizer sees it."""
     for call in (
         lambda: tokenizer.encode("a\udcff"),

@@ -15,7 +15,7 @@ def test_nodes_are_named_with_or_without_a_port() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "studio:0", "http://studio:1", "[::1"])
-def test_what_is_not_an_address_is_told(text: str) -> None:
+def test_malformed_address_is_reported_with_its_option(text: str) -> None:
     """An address that no node can have is refused, and the option is named."""
     with pytest.raises(UsageError, match=r"`nodes`: .* is not HOST:PORT"):
         node_addresses([text], None)

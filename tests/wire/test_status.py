@@ -45,7 +45,7 @@ def test_statuses_that_are_not_ours_become_ours(code, kind) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", '{"error": 3}'])
-def test_broken_metadata_is_no_reason_to_fail(value) -> None:
+def test_broken_metadata_still_gives_an_error(value) -> None:
     """Invalid metadata from a peer still gives an error."""
     error = rpc_error(grpc.StatusCode.UNAVAILABLE, "x", (("shardhub-error", value),))
     assert isinstance(from_rpc(error, peer="node:1", doing="x"), ChainError)
@@ -59,6 +59,6 @@ def test_broken_metadata_is_no_reason_to_fail(value) -> None:
         "Could not contact DNS servers]",
     ],
 )
-def test_names_without_an_address_are_said_to_be_such(details) -> None:
+def test_names_without_an_address_are_reported(details) -> None:
     """What gRPC's resolver says about an unknown name becomes plain words, whichever resolver is used."""
     assert network_words(details) == "the name cannot be resolved"
