@@ -1,4 +1,4 @@
-"""`shardhub` processes forked from one that has done the slow imports: transformers takes two seconds.
+"""`shardhub` processes forked from one that has done the slow imports: they take four seconds of a processor.
 
 A forked process is a child of the test's process like any other, with its own arguments, environment, folder and
 streams, and ends as Python ends. Where a fork could differ from a new process, a new one is started: on systems without
@@ -24,8 +24,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Imported before any fork; neither reads a variable of ours, and neither starts a thread.
-_PRELOADED = ("transformers.models.auto.tokenization_auto", "transformers", "huggingface_hub.file_download", "jinja2")
+# Imported before any fork, with what they import: none reads a variable of ours, starts a thread, or imports MLX, which
+# must be loaded by the thread that computes, after the BLAS is chosen.
+_PRELOADED = (
+    *("transformers.models.auto.tokenization_auto", "transformers", "huggingface_hub.file_download", "jinja2"),
+    *("shardhub.cli.app", "shardhub.engine.engine", "shardhub.node.servicer", "shardhub.hub.fetch"),
+    *("shardhub.gateway.app", "uvicorn"),
+)
 # Variables that may differ between the server and a fork: only shardhub and pytest read them.
 _OURS = ("SHARDHUB_", "PYTEST_")
 _SET_CHILD_SUBREAPER = 36
@@ -204,6 +209,8 @@ def main() -> None:
     for name in _PRELOADED:
         importlib.import_module(name)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401 - transformers imports lazily
+
+    assert "mlx.core" not in sys.modules
 
     gc.collect()
     gc.freeze()

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from types import CodeType
 from typing import Any
 
@@ -70,7 +71,7 @@ class Audit:
         """Start a sequence with these caches."""
         self._parts = kv_replay.places(list(cache))
         self._attributes = {
-            place: set(_attributes(part)) | _own_names(type(part)) for place, part in self._parts.items()
+            place: set(_attributes(part)) | _own_names(part.__class__) for place, part in self._parts.items()
         }
 
     @contextmanager
@@ -228,14 +229,15 @@ def _attributes(part: Any) -> dict[str, Any]:
     return attributes
 
 
-def _own_names(cls: type) -> set[str]:
+@cache
+def _own_names(cls: type) -> frozenset[str]:
     """Names that the code of a class mentions."""
     names: set[str] = set()
     for value in (value for base in cls.__mro__ for value in vars(base).values()):
         for part in (value, *(getattr(value, name, None) for name in ("fget", "fset", "__func__"))):
             if isinstance(code := getattr(part, "__code__", None), CodeType):
                 names |= {*code.co_names, *(each for each in code.co_consts if isinstance(each, str))}
-    return names
+    return frozenset(names)
 
 
 def _kept(

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
+# Before Python 3.12, following each instruction is slow, so only lines with conditions are followed in that way; from
+# then on, a frame cannot change what it follows.
+_BY_LINE = sys.version_info < (3, 12)
 # Modules whose conditions count: upstream's models and their parts, including caches.
 _PACKAGE = "mlx_lm.models."
 # Most distinct decisions of a condition that are kept per step, and most instructions that are followed per call: a
@@ -143,41 +146,42 @@ class _Watcher:
         self._record = record
 
     def on_call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        if event != "call" or not str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+        if event != "call":
             return None
-        sites = _sites(frame.f_code)
-        if not sites:
+        known = _conditions(frame)
+        if not known.sites:
             return None
-        module = str(frame.f_globals["__name__"]).rpartition(".")[2]
-        pending: list[tuple[_Site, Decision]] = []
+        sites, lines = known.sites, known.lines
+        pending: list[tuple[_Site, _Evidence]] = []
         followed = 0
 
-        def on_opcode(frame: FrameType, event: str, _: Any) -> Any:
+        def on_instruction(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal followed
-            if event != "opcode":
-                return on_opcode
+            if event not in ("opcode", "line"):
+                return on_instruction
             followed += 1
             if followed > _MAX_INSTRUCTIONS:
-                frame.f_trace_opcodes = False
+                frame.f_trace_opcodes = frame.f_trace_lines = False
                 return None
             at = frame.f_lasti
             if pending:
-                site, decision = pending.pop()
+                site, (operands, moduli) = pending.pop()
                 outcome = (at == site.target) == site.jumps_if
-                place = Place(module, frame.f_code.co_qualname, site.line, site.offset)
-                self._record.add(place, Decision(outcome, decision.operands, decision.moduli))
-            if (condition := sites.get(at)) is not None:
-                decision = _decision(condition, frame)
+                self._record.add(site.place, Decision(outcome, operands, moduli))
+            if event == "line":  # comes before the line's first instruction
+                frame.f_trace_opcodes = frame.f_lineno in lines
+            elif (condition := sites.get(at)) is not None:
+                evidence = _evidence(condition.expression, frame)
                 if condition.target is not None:
-                    pending.append((condition, decision))
-                elif (held := _compared(condition.expression[0], decision.operands)) is not None:
-                    place = Place(module, frame.f_code.co_qualname, condition.line, condition.offset)
-                    self._record.add(place, Decision(held, decision.operands, decision.moduli))
-            return on_opcode
+                    pending.append((condition, evidence))
+                elif (held := _compared(condition.expression[0], evidence[0])) is not None:
+                    self._record.add(condition.place, Decision(held, *evidence))
+            return on_instruction
 
-        frame.f_trace = on_opcode  # before the next line: Python 3.13 traces instructions only of a frame that has one
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return on_opcode
+        frame.f_trace = on_instruction  # before the next lines: Python 3.13 traces only a frame that has one
+        frame.f_trace_lines = _BY_LINE
+        frame.f_trace_opcodes = not _BY_LINE or frame.f_lineno in lines
+        return on_instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,24 +191,37 @@ class _Site:
     A comparison whose result is kept or returned has no target.
     """
 
-    offset: int
-    line: int
+    place: Place
     target: int | None
     jumps_if: bool
     expression: Any
 
 
-_known: dict[CodeType, dict[int, _Site]] = {}
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """A function's conditional jumps by offset, none outside upstream's models, and the lines that hold them."""
+
+    code: CodeType
+    sites: dict[int, _Site]
+    lines: frozenset[int]
 
 
-def _sites(code: CodeType) -> dict[int, _Site]:
-    """Find the conditional jumps of a function, by offset."""
-    if code not in _known:
-        _known[code] = {site.offset: site for site in _find(code)}
-    return _known[code]
+# By identity, because the hash of a code object reads all its content; the object is kept, and so is its identity.
+_known: dict[int, _Conditions] = {}
 
 
-def _find(code: CodeType) -> Iterator[_Site]:
+def _conditions(frame: FrameType) -> _Conditions:
+    code = frame.f_code
+    if (known := _known.get(id(code))) is None:
+        module = str(frame.f_globals.get("__name__", ""))
+        conditions = _find(code, module.rpartition(".")[2]) if module.startswith(_PACKAGE) else ()
+        sites = {site.place.offset: site for site in conditions}
+        lines = {line for start, stop, line in code.co_lines() if any(start <= at < stop for at in sites)}
+        known = _known[id(code)] = _Conditions(code, sites, frozenset(line for line in lines if line is not None))
+    return known
+
+
+def _find(code: CodeType, module: str) -> Iterator[_Site]:
     """Follow a function's stack from instruction to instruction, with expressions in place of values."""
     stack: list[Any] = []
     line = code.co_firstlineno
@@ -220,14 +237,15 @@ def _find(code: CodeType) -> Iterator[_Site]:
                 expression, jumps_if = ("is", tested, ("const", None)), not name.endswith("NOT_NONE")
             else:
                 expression, jumps_if = tested, "_IF_TRUE" in name
-            yield _Site(instruction.offset, line, int(instruction.argval), jumps_if, expression)
+            place = Place(module, code.co_qualname, line, instruction.offset)
+            yield _Site(place, int(instruction.argval), jumps_if, expression)
             if name.endswith("OR_POP"):
                 stack.clear()
             continue
         _follow(stack, instruction)
         follows = instructions[index + 1].opname if index + 1 < len(instructions) else ""
         if name == "COMPARE_OP" and not ("JUMP" in follows and "_IF_" in follows):
-            yield _Site(instruction.offset, line, None, True, stack[-1])
+            yield _Site(Place(module, code.co_qualname, line, instruction.offset), None, True, stack[-1])
 
 
 def _follow(stack: list[Any], instruction: dis.Instruction) -> None:
@@ -285,26 +303,27 @@ class _Unknown(Exception):
     """The value of an expression is unknown."""
 
 
+# Operands of a condition, None if unknown, and divisors of the numbers in it.
+_Evidence = tuple[tuple[Operand, ...] | None, tuple[int, ...]]
 _COMPARISONS = ("<", "<=", "==", "!=", ">", ">=", "is", "in")
 
 
-def _decision(site: _Site, frame: FrameType) -> Decision:
-    """The operands of a condition about to be decided; its outcome is known at the next instruction."""
-    expression = site.expression
+def _evidence(expression: Any, frame: FrameType) -> _Evidence:
+    """The operands of a condition about to be decided, and its divisors."""
     while isinstance(expression, tuple) and expression[0] == "not":
         expression = expression[1]
     moduli: list[int] = []
     is_comparison = isinstance(expression, tuple) and expression[0] in _COMPARISONS
     sides = expression[1:3] if is_comparison else (expression,)
     try:
-        operands = tuple(_operand(_value(side, frame, moduli)) for side in sides)
+        operands = tuple([_operand(_value(side, frame, moduli)) for side in sides])
     except _Unknown:
-        return Decision(False, None, tuple(moduli))
+        return None, tuple(moduli)
     except Exception:  # noqa: BLE001 - an upstream property that raises gives no operand
-        return Decision(False, None, tuple(moduli))
+        return None, tuple(moduli)
     if is_comparison and expression[0] in ("is", "in"):  # the object's identity is irrelevant, its kind is not
         operands = tuple(operand if not _is_number(operand) else str(operand) for operand in operands)
-    return Decision(False, operands, tuple(moduli))
+    return operands, tuple(moduli)
 
 
 def _compared(operator: str, operands: tuple[Operand, ...] | None) -> bool | None:

@@ -198,8 +198,10 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
     """
     cuts = [stage_cut_of(shard.stage) for shard in ordered]
     is_published = True
+    graph_hash: str | None = None
     for shard, cut in zip(ordered, cuts, strict=True):
-        if _is_as_published(blueprint, anatomy, shard, cut):
+        graph_hash = _graph_hash(blueprint, anatomy, cut)
+        if graph_hash is not None and _is_as_published(shard, anatomy, graph_hash):
             continue
         is_published = False
         try:
@@ -210,8 +212,8 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
                 why=error.why,
                 hint="Download the shard again from its publisher, or split the model again.",
             ) from error
-    joined = _joined(cuts)
-    graph_hash = trace_chain(blueprint, anatomy, [joined]).hash()
+    if graph_hash is None or len(cuts) > 1:
+        graph_hash = trace_chain(blueprint, anatomy, [_joined(cuts)]).hash()
     if len(cuts) > 1 and trace_chain(blueprint, anatomy, cuts).hash() != graph_hash:
         raise ProofFailed(
             f"{ordered[0].name} to {ordered[-1].name} cannot run as one stage.",
@@ -221,15 +223,18 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
     return graph_hash, is_published
 
 
-def _is_as_published(blueprint: Blueprint, anatomy: Anatomy, shard: Shard, cut: StageCut) -> bool:
-    """Whether a shard's graph here matches its proof.json; a graph that cannot be traced here does not."""
-    published = shard.proof
-    if published is None or published.chunks != anatomy.chunks:
-        return False
+def _graph_hash(blueprint: Blueprint, anatomy: Anatomy, cut: StageCut) -> str | None:
+    """The hash of a stage's graph here; None if it cannot be traced."""
     try:
-        return trace_chain(blueprint, anatomy, [cut]).hash() == published.graph_hash
+        return trace_chain(blueprint, anatomy, [cut]).hash()
     except ProofFailed:
-        return False
+        return None
+
+
+def _is_as_published(shard: Shard, anatomy: Anatomy, graph_hash: str) -> bool:
+    """Whether a shard's graph here matches its proof.json."""
+    published = shard.proof
+    return published is not None and published.chunks == anatomy.chunks and published.graph_hash == graph_hash
 
 
 def largest_context(kv_bytes: Callable[[int], int], budget_bytes: int, *, most: int) -> int:

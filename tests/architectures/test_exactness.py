@@ -88,7 +88,6 @@ def test_every_boundary_is_proven_and_exact(module) -> None:
     """Two stages at each boundary, and three stages, are proven and exact for one sequence and for three."""
     with standing_in(module):
         specimen = Specimen(CONFIGS[module])
-        specimen.prove(specimen.thirds)
         prove_apart(specimen.blueprint, specimen.anatomy, specimen.cuts(specimen.thirds))
         expected = {batch: reference(specimen, batch) for batch in BATCHES}
         for positions in boundaries(specimen):

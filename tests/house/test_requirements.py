@@ -7,6 +7,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,10 @@ MAC = Machine(system="Darwin", architecture="arm64", macos="14.5", glibc="", pyt
 LINUX = Machine(system="Linux", architecture="x86_64", macos="", glibc="2.36", python=(3, 12))
 
 
+# Resolutions side by side: they wait for the registry.
+NUM_AT_ONCE = 6
+
+
 def resolve(platform: str, python: str, macos: tuple[int, int] = OLDEST_MACOS) -> subprocess.CompletedProcess[str]:
     """The wheels that uv would install on a machine, without compiling anything."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--only-binary", ":all:"]
@@ -41,12 +48,20 @@ def resolve(platform: str, python: str, macos: tuple[int, int] = OLDEST_MACOS) -
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(scope="module")
+def resolutions() -> Iterator[dict[tuple[str, str], Future[subprocess.CompletedProcess[str]]]]:
+    """What `resolve` says for each platform and Python."""
+    with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+        yield {each: pool.submit(resolve, *each) for each in product(PLATFORMS, PYTHONS)}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.registry
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_dependencies_resolve_to_wheels(platform: str, python: str) -> None:
+def test_dependencies_resolve_to_wheels(platform: str, python: str, resolutions) -> None:
     """On each system and Python that README names, everything installs from wheels, MLX's own among them."""
-    done = resolve(platform, python)
+    done = resolutions[platform, python].result()
     assert done.returncode == 0, done.stderr
     names = {line.partition("==")[0] for line in done.stdout.splitlines() if "==" in line}
     assert {"mlx", "mlx-lm", "mlx-metal" if "darwin" in platform else "mlx-cpu"} <= names

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shardhub.model import branches
 from shardhub.model.branches import Record, watching
 
 SOURCE = """
@@ -38,6 +39,17 @@ def none(at, cache):
     if cache is None: return 1
 def loop(at, cache):
     while at > 7: at = 0
+def over_lines(at, cache):
+    return (at > 3
+            and at < 9)
+def generator(at, cache): return list(x for x in range(3) if x + at > 8)
+def resumed(at, cache):
+    def steps(): yield 1 if (yield at) > 7 else 2
+    running = steps()
+    return running.send(next(running))
+def raised(at, cache):
+    try: return 1 if at > 7 else None + 1
+    except TypeError: return at > 3
 """
 
 
@@ -114,6 +126,19 @@ def test_conditions_are_seen_from_the_first_step_of_a_process(tmp_path: Path) ->
     )
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout == "1\n", ran.stderr
+
+
+FORMS = ("ternary", "both", "helper", "comprehension", "inner", "loop", "over_lines", "generator", "resumed", "raised")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_instruction_shows_no_more_than_lines_with_conditions(module: ModuleType, name: str, monkeypatch) -> None:
+    """Following lines with conditions records the same decisions, in order, as following each instruction."""
+    by_line = record(module, name)
+    monkeypatch.setattr(branches, "_BY_LINE", False)
+    whole = record(module, name)
+    assert whole.places()
+    assert [list(step.items()) for step in by_line.steps] == [list(step.items()) for step in whole.steps]
 
 
 def test_code_outside_upstream_is_not_watched() -> None:
