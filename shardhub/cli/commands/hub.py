@@ -174,7 +174,7 @@ def ls(hub: FolderFlags, output: Output) -> int:
             f"{row.id:<{width}}  {row.kind:<8}  {access:<7}  {size_text(row.size_bytes):>10}  "
             f"{row.changed[:16].replace('T', ' ')} UTC"
         )
-    note(f"{len(rows)} repos in {place}")
+    note(f"{len(rows)} {'repo' if len(rows) == 1 else 'repos'} in {place}")
     return 0
 
 
