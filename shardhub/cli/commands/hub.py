@@ -191,7 +191,7 @@ class MirrorFlags:
         ),
     ] = None
     name: Annotated[
-        str | None, typer.Option(help="Repo to bring it to; by default of the same name.", metavar="USER/NAME")
+        str | None, typer.Option(help="Repo to bring it to, USER/NAME; by default of the same name.", metavar="REPO")
     ] = None
     private: Annotated[bool, typer.Option("--private", help="Create a repo that only you can read.")] = False
     cache_dir: CacheDir = None
