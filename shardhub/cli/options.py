@@ -190,20 +190,6 @@ class QuantiseFlags:
         )
 
 
-@flags("Where the model is read from")
-class SourceFlags:
-    """The Hub that the model is on."""
-
-    source_endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--source-endpoint",
-            help="Hub that the model is on; by default HF_ENDPOINT's. Its token: SHARDHUB_SOURCE_TOKEN.",
-            metavar="URL",
-        ),
-    ] = None
-
-
 @flags("Models that need a decision")
 class ModelFlags:
     """Which parts of a model may be ignored."""

@@ -174,7 +174,7 @@ def ls(hub: FolderFlags, output: Output) -> int:
             f"{row.id:<{width}}  {row.kind:<8}  {access:<7}  {size_text(row.size_bytes):>10}  "
             f"{row.changed[:16].replace('T', ' ')} UTC"
         )
-    note(f"{len(rows)} repo{'' if len(rows) == 1 else 's'} in {place}")
+    note(f"{len(rows)} {'repo' if len(rows) == 1 else 'repos'} in {place}")
     return 0
 
 
@@ -191,7 +191,7 @@ class MirrorFlags:
         ),
     ] = None
     name: Annotated[
-        str | None, typer.Option(help="Repo to bring it to; by default of the same name.", metavar="USER/NAME")
+        str | None, typer.Option(help="Repo to bring it to, USER/NAME; by default of the same name.", metavar="REPO")
     ] = None
     private: Annotated[bool, typer.Option("--private", help="Create a repo that only you can read.")] = False
     cache_dir: CacheDir = None

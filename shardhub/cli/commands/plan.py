@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CutFlags, Model, ModelFlags, QuantiseFlags, SourceFlags
+from shardhub.cli.options import CutFlags, Model, ModelFlags, QuantiseFlags
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import with_flags
+from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import outcome
 from shardhub.sizes import traffic_text
@@ -36,7 +37,7 @@ def plan(
     cut: CutFlags,
     quantising: QuantiseFlags,
     proof: ProofFlags,
-    reading: SourceFlags,
+    reading: SourceHubFlags,
     leaving: ModelFlags,
     output: Output,
 ) -> int:

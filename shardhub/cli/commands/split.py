@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, SourceFlags
+from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags
+from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import shard_name
 
@@ -32,7 +33,7 @@ def split(
     quantising: QuantiseFlags,
     writing: SplitFlags,
     checks: CheckFlags,
-    reading: SourceFlags,
+    reading: SourceHubFlags,
     leaving: ModelFlags,
     output: Output,
 ) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, SourceFlags, Yes
+from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags, Yes
+from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.sizes import size_text
 
@@ -49,7 +50,7 @@ def split_and_push(
     quantising: QuantiseFlags,
     publishing: PublishFlags,
     checks: CheckFlags,
-    reading: SourceFlags,
+    reading: SourceHubFlags,
     leaving: ModelFlags,
     output: Output,
 ) -> int:
