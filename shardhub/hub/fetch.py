@@ -137,11 +137,10 @@ class Fetcher:
         if reference.commit is not None:
             return reference.commit
         repo, ref = reference.repo, reference.revision or DEFAULT_REF
-        if re.fullmatch(SHORT_COMMIT_PATTERN, ref):
-            here = self.cache.commits_like(repo, ref)
-            if len(here) == 1:
-                return here[0]
         known = self.cache.recalled(repo, ref)
+        if known is None and re.fullmatch(SHORT_COMMIT_PATTERN, ref):
+            here = self.cache.commits_like(repo, ref)
+            known = here[0] if len(here) == 1 else None
         is_here = known is not None and self.cache.snapshot(repo, known) is not None
         patience = replace(self._patience, num_tries=min(2, self._patience.num_tries)) if is_here else self._patience
         try:
