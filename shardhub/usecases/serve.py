@@ -34,7 +34,7 @@ from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbours import AskedNeighbours
 from shardhub.usecases.places import Places
-from shardhub.usecases.sizes import parse_memory, served_context
+from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import node_trust
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -92,6 +92,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, port=(0, MAX_PORT), max_sessions=(1, None), shutdown_timeout_s=(0, None))
+        check_sizes(self.memory, self.cache_limit)
 
     @property
     def kv(self) -> KvQuantization | None:

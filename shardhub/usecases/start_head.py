@@ -21,7 +21,7 @@ from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
-from shardhub.usecases.sizes import parse_memory, served_context
+from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import head_security
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -62,6 +62,7 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, recover_wait_s=(0, None), prefill_chunk=(1, None))
+        check_sizes(self.memory)
 
     @staticmethod
     def of(given: HeadSettings | str | Path) -> HeadSettings:
@@ -79,6 +80,7 @@ class Starting:
     def __init__(self, settings: HeadSettings, watcher: Watcher = SILENT) -> None:
         self._settings = settings
         self._watcher = watcher
+        self._budget_bytes = parse_memory(settings.memory)
         self._places = Places(settings.cache_dir, watcher=watcher)
         self._security = head_security(
             settings.tls, insecure_lan=settings.insecure_lan, flag=settings.insecure_flag, watcher=watcher
@@ -116,7 +118,7 @@ class Starting:
                 addresses,
                 context=self._context.positions,
                 may_be_less=self._context.may_be_less,
-                budget_bytes=parse_memory(settings.memory),
+                budget_bytes=self._budget_bytes,
                 allow_local=settings.allow_local,
                 find=self._find,
                 progress=watcher.doing,
@@ -149,11 +151,15 @@ class Starting:
 
         Raises:
             RouteError: They are not fetched: the given error, with advice.
+            DoesNotFit: They are too large for this machine.
         """
         manifest = self.pipeline.manifest
         missing = [index for index in self._lacking if self._places.published(self.pipeline, index)]
         if not self._settings.allow_local or not missing or missing != self._lacking:
             raise error
+        from shardhub.usecases.choose_shards import check_pipeline_fit  # loads MLX, as the stages will
+
+        check_pipeline_fit(self._places, self.pipeline, missing, self._budget_bytes)
         size = sum(manifest.stages[index].size_bytes for index in missing)
         stages, them = ("stage", "it") if len(missing) == 1 else ("stages", "them")
         text = f"{stages} {', '.join(map(str, missing))} ({size_text(size)})"

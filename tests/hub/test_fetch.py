@@ -219,9 +219,7 @@ def put_commit(running: RunningHub, repo: str, commit: str, twin: str) -> None:
             "WHERE repo = ? AND id = ?",
             (twin, number, commit),
         )
-        connection.execute(
-            "UPDATE refs SET target = ? WHERE repo = ? AND name = 'refs/heads/main'", (twin, number)
-        )
+        connection.execute("UPDATE refs SET target = ? WHERE repo = ? AND name = 'refs/heads/main'", (twin, number))
 
 
 def test_private_repo_without_token(net: faulty.Network, api: HfApi, fresh: Published, tmp_path: Path) -> None:
