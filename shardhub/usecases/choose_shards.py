@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardhub.errors import DoesNotFit, UsageError
-from shardhub.model.memory import room_for_weights
 from shardhub.manifest import Stage
+from shardhub.model.memory import room_for_weights
 from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import inexactness
 from shardhub.shard import Pipeline, Shard, inexact_of, other_stage, read_pipeline, read_shard
