@@ -89,10 +89,15 @@ if TYPE_CHECKING:
         plan,
     )
     from shardhub.usecases.publish import (
-        Publication,
         PublishSettings,
         publish,
     )
+    from shardhub.usecases.push import (
+        Publication,
+        PushSettings,
+        push,
+    )
+    from shardhub.usecases.search import PublishedPipeline, SearchSettings, search
     from shardhub.usecases.serve import (
         Node,
         NodeFacts,
@@ -193,8 +198,10 @@ __all__ = [
     "ProofFailed",
     "Publication",
     "PublishSettings",
+    "PublishedPipeline",
     "PullSettings",
     "Pulled",
+    "PushSettings",
     "Quantisation",
     "Recovery",
     "ReferenceRecord",
@@ -205,6 +212,7 @@ __all__ = [
     "RunningGateway",
     "Sampling",
     "ScoredToken",
+    "SearchSettings",
     "ServeSettings",
     "SessionError",
     "SessionNotRewindable",
@@ -236,7 +244,9 @@ __all__ = [
     "plan",
     "publish",
     "pull",
+    "push",
     "read_keys",
+    "search",
     "serve",
     "split",
     "verify",
@@ -285,10 +295,15 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "plan",
     ),
     "usecases.publish": (
-        "Publication",
         "PublishSettings",
         "publish",
     ),
+    "usecases.push": (
+        "Publication",
+        "PushSettings",
+        "push",
+    ),
+    "usecases.search": ("PublishedPipeline", "SearchSettings", "search"),
     "usecases.serve": (
         "Node",
         "NodeFacts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,7 @@ class SplitJob:
         numbers: What is known about the stages' numbers, for the cards and the pipeline.
         inexact: What was measured, if the stages do not give the whole model's numbers.
         signer: Signs the manifest; None leaves it unsigned.
+        records: Parity records to publish beside that of `numbers`, by path.
     """
 
     checkpoint: Checkpoint
@@ -122,6 +123,12 @@ class SplitJob:
     numbers: Numbers = UNMEASURED
     inexact: str | None = None
     signer: Signer | None = None
+    records: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The sha256 of weight files that is known before any is made, by their key."""
+        return {}
 
     @property
     def source_name(self) -> str:
@@ -211,6 +218,17 @@ class SplitJob:
             inexact=self.inexact,
             ignored_fields=self.checkpoint.ignored_fields,
         )
+
+    def num_computed(self, shard: ShardJob | None = None) -> int:
+        """Number of tensors, of the model or of a shard, that are not copied from the source unchanged."""
+        computed = self.contents.computed.specs if self.contents.computed is not None else {}
+        if shard is None:
+            return len(computed)
+        return sum(name in computed for layout in shard.layouts for name in layout.tensors)
+
+    def written_file(self, shard: ShardJob, layout: FileLayout) -> Path | None:
+        """A weight file that is in place already; None if it has to be made."""
+        return None
 
     def in_place(self, shard: ShardJob, entries: Entries) -> bool:
         """Whether the shard's folder is in place.
