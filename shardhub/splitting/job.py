@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.config import quantization
 from shardhub.checkpoint.header import StoredTensor
-from shardhub.errors import PlanError, UsageError, WeightFileError
+from shardhub.errors import UsageError, WeightFileError
 from shardhub.manifest import (
     FolderLocation,
     Location,
@@ -30,7 +30,7 @@ from shardhub.manifest import (
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer
-from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.splitting.contents import ModelContents, StageContents, check_cover
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
     UNKNOWN,
@@ -332,7 +332,7 @@ def prepare(
     check_file_name(pipeline_name(name), where="`name`")
     if by_reference:
         check_can_refer(checkpoint.where, in_folder=source.repo is None, quantised=checkpoint.is_virtual)
-    _check_cover(contents.num_layers, stages)
+    check_cover(contents.num_layers, stages)
     missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
     if missing:
         more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
@@ -395,16 +395,3 @@ def layout_key(layout: FileLayout, checkpoint: Checkpoint, recipe: str = "") -> 
     }
     ranges = [[tensor.file, tensor.start, tensor.stop] for tensor in copied]
     return sha256_hex(canonical([sha256_hex(layout.header), ranges, files, *([recipe] if has_computed else [])]))
-
-
-def _check_cover(num_layers: int, stages: Sequence[StageContents]) -> None:
-    at = 0
-    for index, stage in enumerate(stages):
-        if stage.start != at or stage.stop <= stage.start:
-            raise PlanError(
-                f"Stage {index} has the layers [{stage.start}, {stage.stop}).",
-                why=f"It must start at layer {at} and have at least one layer.",
-            )
-        at = stage.stop
-    if at != num_layers:
-        raise PlanError(f"The stages end at layer {at}, but the model has {num_layers} layers.")
