@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import shutil
 import tempfile
@@ -11,15 +12,17 @@ from pathlib import Path
 from shardhub.chain.head import Head
 from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.checkpoint.unread_fields import warning
-from shardhub.errors import RouteError
+from shardhub.errors import OtherPipeline, RouteError
+from shardhub.hub.reference import Reference, parse_reference
 from shardhub.naming import CONFIG_FILE
 from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.other_version import explain_other_version
 from shardhub.usecases.parity import warn_inexact
-from shardhub.usecases.places import Places
+from shardhub.usecases.places import Places, hub
 from shardhub.usecases.signing import check_pipeline
 from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import head_security
@@ -129,6 +132,8 @@ class Starting:
                     prefill_chunk=settings.prefill_chunk,
                 ),
             )
+        except OtherPipeline as other:
+            raise await asyncio.to_thread(self._explained, other) from other
         finally:
             watcher.doing("")
         watcher.note(head.line())
@@ -175,6 +180,16 @@ class Starting:
             raise error
         for index in missing:
             self._places.shard(self.pipeline, index)
+
+    def _explained(self, error: OtherPipeline) -> OtherPipeline:
+        place = parse_reference(self._settings.pipeline)
+        return explain_other_version(
+            error,
+            place if isinstance(place, Reference) else None,
+            self.pipeline.folder.name,  # in the cache, folders are named by commits
+            hub,
+            self._watcher,
+        )
 
     def _find(self, index: int) -> Path | None:
         folder = self._places.here(self.pipeline, index)
