@@ -8,10 +8,17 @@ from typing import Annotated
 
 import typer
 
-from shardhub.cli.flags import Output
+from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import SignKey
 from shardhub.cli.pushing import PushFlags, run_push
 from shardhub.cli.terminal import Terminal
+
+
+@flags("What is checked")
+class SignFlags:
+    """What readers can check."""
+
+    sign_key: SignKey = None
 
 
 def push(
@@ -19,8 +26,7 @@ def push(
         Path, typer.Argument(metavar="DIR", help="Folder that `shardhub split` wrote into, or the pipeline's in it.")
     ],
     pushing: PushFlags,
-    sign_key: SignKey = None,
-    *,
+    signing: SignFlags,
     output: Output,
 ) -> int:
     """Publish on the Hub what `split` wrote, each shard in a repo of its own; every weight file is checked first.
@@ -36,7 +42,7 @@ def push(
         replace=pushing.replace,
         assume_yes=pushing.yes,
         cache_dir=pushing.cache_dir,
-        sign_key=sign_key,
+        sign_key=signing.sign_key,
         client_bars=sys.stderr.isatty(),
     )
     return run_push(FolderPush(folder, settings, Terminal()), dry_run=pushing.dry_run, as_json=output.as_json)

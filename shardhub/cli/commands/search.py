@@ -28,7 +28,7 @@ class SearchFlags:
 def search(
     searching: SearchFlags,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORDS]", help="Words in the pipeline's or the model's name.")
+        list[str] | None, typer.Argument(metavar="WORD...", help="Words in the pipeline's or the model's name.")
     ] = None,
     *,
     output: Output,
