@@ -128,7 +128,7 @@ def _check_measured(parity: Parity, manifest: Manifest, where: str) -> None:
             f"{where} changed since its stages were compared with the whole model.",
             why=f"They were pipeline {parity.pipeline_id[:16]}... then, and are {manifest.pipeline_id[:16]}... now, "
             "although sizes and times of the files are the same.",
-            hint="Check the model folder. To have it compared anew, give its weight files another time: touch *.safetensors",
+            hint="Check the model folder. To compare it anew, change the time of its files: touch *.safetensors",
         )
 
 
