@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         NodeUnreachable,
         NonFiniteWeights,
         NotFound,
+        OtherPipeline,
         Overloaded,
         ParityFailed,
         PlanError,
@@ -89,10 +90,15 @@ if TYPE_CHECKING:
         plan,
     )
     from shardhub.usecases.publish import (
-        Publication,
         PublishSettings,
         publish,
     )
+    from shardhub.usecases.push import (
+        Publication,
+        PushSettings,
+        push,
+    )
+    from shardhub.usecases.search import PublishedPipeline, SearchSettings, search
     from shardhub.usecases.serve import (
         Node,
         NodeFacts,
@@ -180,6 +186,7 @@ __all__ = [
     "NodeUnreachable",
     "NonFiniteWeights",
     "NotFound",
+    "OtherPipeline",
     "Overloaded",
     "ParityFailed",
     "ParitySettings",
@@ -193,8 +200,10 @@ __all__ = [
     "ProofFailed",
     "Publication",
     "PublishSettings",
+    "PublishedPipeline",
     "PullSettings",
     "Pulled",
+    "PushSettings",
     "Quantisation",
     "Recovery",
     "ReferenceRecord",
@@ -205,6 +214,7 @@ __all__ = [
     "RunningGateway",
     "Sampling",
     "ScoredToken",
+    "SearchSettings",
     "ServeSettings",
     "SessionError",
     "SessionNotRewindable",
@@ -236,7 +246,9 @@ __all__ = [
     "plan",
     "publish",
     "pull",
+    "push",
     "read_keys",
+    "search",
     "serve",
     "split",
     "verify",
@@ -285,10 +297,15 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "plan",
     ),
     "usecases.publish": (
-        "Publication",
         "PublishSettings",
         "publish",
     ),
+    "usecases.push": (
+        "Publication",
+        "PushSettings",
+        "push",
+    ),
+    "usecases.search": ("PublishedPipeline", "SearchSettings", "search"),
     "usecases.serve": (
         "Node",
         "NodeFacts",

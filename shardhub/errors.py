@@ -27,6 +27,7 @@
     │   ├── HubUnreachable          no network, or no Hub that answers
     │   ├── RouteError              stages missing, served by one node twice, overlapping
     │   ├── HandshakeError          a node that serves something other than the manifest names
+    │   │   └── OtherPipeline       a node that serves another version or cut of the same model
     │   ├── NodeUnreachable         no connection
     │   │   └── NodeLoading         a node that answers but has not loaded its stage yet
     │   ├── NodeLost                the connection broke while it was used
@@ -188,6 +189,26 @@ class HandshakeError(ChainError):
     """A node serves something other than the manifest names."""
 
 
+class OtherPipeline(HandshakeError):
+    """A node serves another version or cut of the same model.
+
+    Args:
+        digests: Stage digests of what it serves.
+        start: Its first layer.
+    """
+
+    def __init__(
+        self, what: str, *, why: str = "", hint: str = "", digests: tuple[str, ...] = (), start: int = 0
+    ) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.digests = digests
+        self.start = start
+
+    def explained(self, *, why: str, hint: str) -> OtherPipeline:
+        """The same error with another cause and advice."""
+        return OtherPipeline(self.what, why=why, hint=hint, digests=self.digests, start=self.start)
+
+
 class NodeUnreachable(ChainError):
     """A node cannot be connected to."""
 
@@ -294,6 +315,7 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     HubUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     RouteError: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     HandshakeError: Outcome(grpc="FAILED_PRECONDITION", http=503, exit=5),
+    OtherPipeline: Outcome(grpc="FAILED_PRECONDITION", http=503, exit=5),
     NodeLoading: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     NodeUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     NodeLost: Outcome(grpc="UNAVAILABLE", http=503, exit=5),

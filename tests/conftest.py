@@ -6,6 +6,8 @@ import gc
 import os
 import signal
 import sys
+import tempfile
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,10 @@ os.environ["SHARDHUB_BLAS"] = "reference"
 # Processes that tests start by the hundred would each compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# What a test keeps in the cache is neither another test's nor this user's.
+_CACHES = tempfile.TemporaryDirectory(prefix="shardhub-caches-")
+_cache_numbers = count()
+os.environ["SHARDHUB_CACHE"] = f"{_CACHES.name}/shared"
 # A shell has what it starts in the background ignore Ctrl-C, and so would every command the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,6 +67,12 @@ def frozen_heap():
     """Exempt objects older than a module's tests from garbage collection, of which an engine's start makes two."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own cache; fixtures of modules share one."""
+    monkeypatch.setenv("SHARDHUB_CACHE", f"{_CACHES.name}/{next(_cache_numbers)}")
 
 
 def pytest_deselected(items):

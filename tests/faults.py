@@ -359,6 +359,36 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/cli/test_inexact.py::test_split_is_refused_and_leaves_nothing",
         ),
         (
+            "a stage too large for the machine",
+            "refused before its weights are fetched, exit 6",
+            "tests/cli/test_hub_ids.py::test_stage_that_cannot_fit_is_refused_before_its_weights_are_fetched",
+        ),
+        (
+            "a followed revision that is not what its pipeline names, or cannot be loaded",
+            "the old one is served on, or again at the same address",
+            "tests/hub/test_follow.py::test_revision_that_cannot_be_fetched_or_loaded_leaves_the_old_one",
+        ),
+        (
+            "a new revision while answers run",
+            "they end on the old one",
+            "tests/hub/test_follow.py::test_new_revision_is_served_once_the_sessions_end",
+        ),
+        (
+            "a node of another version of the pipeline",
+            "refused, with the side that is older and the commands",
+            "tests/hub/test_follow.py::test_head_says_which_side_is_older",
+        ),
+        (
+            "a weight file that changed since `split` wrote it",
+            "nothing is published",
+            "tests/cli/test_publish.py::test_push_refuses_what_is_not_as_written",
+        ),
+        (
+            "weights that changed since their parity was measured",
+            "no manifest gets the old numbers",
+            "tests/cli/test_publish.py::test_kept_parity_is_refused_for_changed_weights",
+        ),
+        (
             "NaN or infinite weights",
             "refused with `--check-weights`",
             "tests/splitting/test_check_weights.py::test_split_is_refused",

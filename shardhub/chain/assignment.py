@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from shardhub.errors import HandshakeError, RouteError
+from shardhub.errors import HandshakeError, OtherPipeline, RouteError
 from shardhub.manifest import Manifest
 from shardhub.protocol import PROTOCOL_VERSIONS, Description, StageFacts
 
@@ -104,7 +104,7 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
     digests = [stage.digest for stage in manifest.stages]
     if unknown := [digest for digest in facts.digests if digest not in digests]:
         if is_same_model(manifest, description):
-            raise HandshakeError(
+            raise OtherPipeline(
                 f"{address} serves a shard of another pipeline: another version or cut of {manifest.name}.",
                 why=f"Its stage digest is {unknown[0][:12]}, which this manifest does not name, although the model's "
                 "configuration is the same. The Hub probably has a newer version than the one that one of the two "
@@ -112,6 +112,8 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
                 hint="Restart the older of the two, that node or this command, to use the Hub's newest version. To "
                 "stay with an older version, name its commit on both sides: PIPELINE@COMMIT (`shardhub ls` shows "
                 "commits).",
+                digests=facts.digests,
+                start=facts.boundaries[0],
             )
         raise HandshakeError(
             f"{address} serves a shard of another pipeline.",

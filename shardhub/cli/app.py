@@ -20,8 +20,10 @@ from shardhub.cli.commands.ls import ls
 from shardhub.cli.commands.plan import plan
 from shardhub.cli.commands.prune import prune
 from shardhub.cli.commands.pull import pull
+from shardhub.cli.commands.push import push
 from shardhub.cli.commands.refer import refer
 from shardhub.cli.commands.rm import rm
+from shardhub.cli.commands.search import search
 from shardhub.cli.commands.selftest import selftest
 from shardhub.cli.commands.serve import serve
 from shardhub.cli.commands.split import split
@@ -68,7 +70,9 @@ COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
         "plan": plan,
         "split": split,
         "split-and-push": split_and_push,
+        "push": push,
         "refer": refer,
+        "search": search,
         "unpublish": unpublish,
     },
     "Serve": {"serve": serve, "status": status},

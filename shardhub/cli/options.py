@@ -70,6 +70,10 @@ RunContext = Annotated[
         "--context", help="Positions of a session, prompt and answer; by default the model's own, as memory allows."
     ),
 ]
+SignKey = Annotated[
+    Path | None,
+    typer.Option("--sign-key", help="Sign the manifest with this key; `certs keygen` makes one.", metavar="FILE"),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer all questions with yes.")]
 Tls = Annotated[
     Path | None,
@@ -236,10 +240,7 @@ class CheckFlags:
         ),
     ] = False
     memory: Memory = None
-    sign_key: Annotated[
-        Path | None,
-        typer.Option("--sign-key", help="Sign the manifest with this key; `certs keygen` makes one.", metavar="FILE"),
-    ] = None
+    sign_key: SignKey = None
 
     def parity(self) -> ParitySettings:
         """Whether the stages are compared with the whole model."""

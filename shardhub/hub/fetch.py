@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,21 @@ if TYPE_CHECKING:
 # The cache's ref for a repo that was named without a revision.
 DEFAULT_REF = "@default"
 _NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """What a fetch of a repo would bring.
+
+    Attributes:
+        commit: Commit that the reference resolves to now.
+        stage: The shard's stage; None if the repo is not a shard's.
+        is_here: Whether the cache has it completely.
+    """
+
+    commit: str
+    stage: Stage | None
+    is_here: bool
 
 
 class Fetcher:
@@ -78,13 +93,38 @@ class Fetcher:
             self._api = self._make_api()
         return self._api
 
-    def fetch(self, reference: Reference, *, digest: str | None = None, only_pipeline: bool = False) -> Path:
+    def ahead(self, reference: Reference) -> Ahead:
+        """Look at what a fetch would bring, without fetching anything.
+
+        Raises:
+            As `fetch`.
+        """
+        commit = self._commit(reference)
+        if (folder := self.cache.snapshot(reference.repo, commit)) is not None:
+            is_shard = (folder / STAGE_FILE).is_file()
+            return Ahead(commit=commit, stage=read_shard(folder).stage if is_shard else None, is_here=True)
+        repo = PinnedRepo(self.api, reference.repo, commit, self._patience)
+        try:
+            stage = _read_stage(repo) if STAGE_FILE in repo.files else None
+        except HubUnreachable as error:
+            raise self._incomplete(reference, commit, error) from error
+        return Ahead(commit=commit, stage=stage, is_here=False)
+
+    def fetch(
+        self,
+        reference: Reference,
+        *,
+        digest: str | None = None,
+        only_pipeline: bool = False,
+        commit: str | None = None,
+    ) -> Path:
         """Folder of a shard or pipeline, fetched if it is not cached.
 
         Args:
             reference: Repo and revision. A shard without a revision is fetched at the commit that its pipeline pins.
             digest: Stage digest that the manifest requires, if any.
             only_pipeline: Refuse a shard before its weights are fetched.
+            commit: What the reference was resolved to by `ahead`; None resolves it now.
 
         Raises:
             UsageError: The repo holds neither, or a shard although `only_pipeline` is set.
@@ -93,7 +133,7 @@ class Fetcher:
             IntegrityError: The content differs from what was published.
             DiskFull: The disk is full.
         """
-        return self._at(reference, self._commit(reference), digest, only_pipeline=only_pipeline)
+        return self._at(reference, commit or self._commit(reference), digest, only_pipeline=only_pipeline)
 
     def pull(self, reference: Reference) -> Path:
         """As `fetch`, but cached files are read again, and those that the disk has damaged are fetched again."""
@@ -137,11 +177,10 @@ class Fetcher:
         if reference.commit is not None:
             return reference.commit
         repo, ref = reference.repo, reference.revision or DEFAULT_REF
-        if re.fullmatch(SHORT_COMMIT_PATTERN, ref):
-            here = self.cache.commits_like(repo, ref)
-            if len(here) == 1:
-                return here[0]
         known = self.cache.recalled(repo, ref)
+        if known is None and re.fullmatch(SHORT_COMMIT_PATTERN, ref):
+            here = self.cache.commits_like(repo, ref)
+            known = here[0] if len(here) == 1 else None
         is_here = known is not None and self.cache.snapshot(repo, known) is not None
         patience = replace(self._patience, num_tries=min(2, self._patience.num_tries)) if is_here else self._patience
         try:
@@ -186,8 +225,7 @@ class Fetcher:
         """Make room before anything is locked, so that files another process is fetching are not deleted."""
         if self._limit_bytes is None or STAGE_FILE not in repo.files:
             return
-        data = repo.read(STAGE_FILE, MAX_DOCUMENT_BYTES)
-        files = decode_identified(Stage, data, where=f"{repo.repo}/{STAGE_FILE}").weight_files
+        files = _read_stage(repo).weight_files
         absent = sum(file.size_bytes for file in files if not self.cache.has(file.sha256, file.size_bytes))
         keep = {file.sha256 for file in files}
         make_room(self.cache, self._limit_bytes, absent, keep=keep, notice=self._patience.notice)
@@ -214,6 +252,12 @@ class Fetcher:
         names = [file.name for file in stage.weight_files if not self.cache.has(file.sha256, file.size_bytes)]
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         return f"Missing: {', '.join(names[:_NAMES_SHOWN])}{more}."
+
+
+def _read_stage(repo: PinnedRepo) -> Stage:
+    """Read a shard's stage.json on the Hub."""
+    data = repo.read(STAGE_FILE, MAX_DOCUMENT_BYTES)
+    return decode_identified(Stage, data, where=f"{repo.repo}/{STAGE_FILE}")
 
 
 def _check_pipeline(repo: PinnedRepo) -> None:

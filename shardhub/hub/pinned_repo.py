@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +24,9 @@ T = TypeVar("T")
 _INFO_TIMEOUT_S = 10.0
 # A longer listing is an attack. The largest shard that the format allows has 65,536 files.
 _MAX_FILES = 100_000
+# What an error shows of commits that begin alike.
+_COMMITS_SHOWN = 4
+_DIGITS_SHOWN = 20
 
 
 def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience) -> str:
@@ -50,24 +53,46 @@ def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience)
 
     try:
         commit = call(ask)
-    except NotFound:
+    except NotFound as error:  # a branch or tag of that name comes first
         if revision is None or not re.fullmatch(SHORT_COMMIT_PATTERN, revision):
             raise
-        digits = revision
-        known = {one.commit_id for one in call(lambda: api.list_repo_commits(repo))}
-        commits = sorted(one for one in known if one.startswith(digits))
-        if len(commits) > 1:
-            raise UsageError(
-                f"{repo} has {len(commits)} commits that start with {digits}.", hint="Give more digits of the commit."
-            ) from None
-        if not commits:
-            raise
-        commit = commits[0]
+        commit = _only_commit(repo, revision, call(lambda: _commits_like(api, repo, revision)), error)
     if commit is None or not re.fullmatch(COMMIT_PATTERN, commit):
         raise HubUnreachable(
             f"{api.endpoint} did not name a commit of {repo}.", why=f"It answered {str(commit)[:60]!r}."
         )
     return commit
+
+
+def _commits_like(api: HfApi, repo: str, digits: str) -> list[str]:
+    """Commits of a repo's branches, and those that tags name, that begin with these digits."""
+    refs = api.list_repo_refs(repo)
+    commits = {tag.target_commit for tag in refs.tags}
+    for branch in refs.branches:
+        commits.update(entry.commit_id for entry in api.list_repo_commits(repo, revision=branch.name))
+    return sorted(commit for commit in commits if commit.startswith(digits))
+
+
+def _only_commit(repo: str, digits: str, commits: Sequence[str], cause: NotFound) -> str:
+    """The one commit that begins with these digits.
+
+    Raises:
+        NotFound: There is none.
+        UsageError: There are several.
+    """
+    if len(commits) == 1:
+        return commits[0]
+    if commits:
+        raise UsageError(
+            f"{repo} has {len(commits)} commits that start with {digits}.",
+            why=f"They are {', '.join(commit[:_DIGITS_SHOWN] for commit in commits[:_COMMITS_SHOWN])}.",
+            hint="Give more digits of the commit.",
+        ) from cause
+    raise NotFound(
+        f"{repo} does not have the revision {digits!r}.",
+        why="It is neither a branch nor a tag, and none of its branches has a commit that starts with these digits.",
+        hint="Leave out @REVISION for the newest, or give a branch, a tag, or 7 or more digits of a commit.",
+    ) from cause
 
 
 class PinnedRepo:

@@ -44,8 +44,14 @@ class PushPlan:
     @property
     def largest_bytes(self) -> int:
         """Size of the largest weight file that may be written on this disk; 0 without any."""
-        layouts = (layout for shard in self.job.shards for layout in shard.layouts if self.job.assembly(layout) is None)
-        return max((layout.size_bytes for layout in layouts), default=0)
+        job = self.job
+        made = (
+            layout.size_bytes
+            for shard in job.shards
+            for layout in shard.layouts
+            if job.assembly(layout) is None and job.written_file(shard, layout) is None
+        )
+        return max(made, default=0)
 
     @property
     def is_public(self) -> bool:
@@ -77,6 +83,7 @@ def plan_push(
         UsageError: `private` is set and a repo is public.
         AccessError, HubUnreachable, HubRefused: The Hub cannot be queried.
     """
+    journal.digests.update(job.digests)
     shards, upload_bytes = [], 0
     for shard in job.shards:
         repo = job.shard_label(shard)

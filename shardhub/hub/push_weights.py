@@ -187,7 +187,7 @@ class WeightFiles:
                 continue
             sha256 = self._journal.digests.get(key)
             if sha256 is None or sha256 not in known:
-                sha256 = self._make(key, layout, remote)
+                sha256 = self._make(key, shard, layout, remote)
             self._done_bytes += layout.size_bytes
             self._tell("done", remote.repo, layout.name)
             there = remote.files.get(layout.name)
@@ -242,9 +242,13 @@ class WeightFiles:
         self.given_bytes += sum(sizes[sha256] for sha256 in given)
         return given
 
-    def _make(self, key: str, layout: FileLayout, remote: RemoteRepo) -> str:
-        """Make a weight file, upload it if the repo does not have it, delete it; returns its sha256."""
-        path = self._scratch / layout.name
+    def _make(self, key: str, shard: ShardJob, layout: FileLayout, remote: RemoteRepo) -> str:
+        """Make a weight file, upload it if the repo does not have it, delete it; returns its sha256.
+
+        One that is in place already is only read, and stays.
+        """
+        written = self._job.written_file(shard, layout)
+        path = written or self._scratch / layout.name
         digests: list[str] = []
         read_bytes = 0
 
@@ -254,21 +258,28 @@ class WeightFiles:
             self._tell("reading", remote.repo, layout.name, half=read_bytes // 2)
 
         try:
-            self._copier.write(layout, [path], add_bytes, digests.append)
+            self._copier.write(layout, [] if written else [path], add_bytes, digests.append)
             self._copier.wait()
             sha256 = digests[0]
-            self._check_same(key, layout, sha256)
+            self._check_same(key, layout, sha256, written)
             self._journal.add(key, sha256)
             sizes = {sha256: layout.size_bytes}
             if not remote.holds(sha256) and not self._get_given(remote.repo, sizes):
                 self._tell("uploading", remote.repo, layout.name, half=layout.size_bytes // 2)
                 self._upload(path, layout, sha256, remote.repo)
         finally:
-            path.unlink(missing_ok=True)
+            if written is None:
+                path.unlink(missing_ok=True)
         return sha256
 
-    def _check_same(self, key: str, layout: FileLayout, sha256: str) -> None:
+    def _check_same(self, key: str, layout: FileLayout, sha256: str, written: Path | None) -> None:
         known = self._journal.digests.get(key, sha256)
+        if known != sha256 and written is not None:
+            raise WeightFileError(
+                f"{written} changed while it was published.",
+                why=f"It had the sha256 {known[:16]}... before, and has {sha256[:16]}... now.",
+                hint="Split the model again, or restore the file.",
+            )
         if known != sha256:
             raise WeightFileError(
                 f"The source has changed since an earlier run made {layout.name} from it.",

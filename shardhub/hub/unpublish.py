@@ -13,8 +13,8 @@ from shardhub.hub.publish import is_old_tag
 from shardhub.hub.remote_repo import RemoteRepo, list_files, look, read_document
 from shardhub.manifest import Manifest, RepoLocation
 from shardhub.naming import MANIFEST_FILE, pipeline_name, shard_name
+from shardhub.splitting.cards import PIPELINE_TAG
 
-_PIPELINE_TAG = "shardhub-pipeline"
 _SUFFIX = pipeline_name("")
 
 
@@ -128,7 +128,7 @@ def _needed_by_others(calls: HubCalls, namespace: str, repo: str) -> dict[str, s
     """Shards that other pipelines of the namespace name, each with such a pipeline."""
     needed: dict[str, str] = {}
     for other, tags in _listed(calls, namespace):
-        if other == repo or not (other.endswith(_SUFFIX) or _PIPELINE_TAG in tags):
+        if other == repo or not (other.endswith(_SUFFIX) or PIPELINE_TAG in tags):
             continue
         remote = look(calls, other)
         if remote is None:

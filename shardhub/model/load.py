@@ -18,7 +18,7 @@ from shardhub.model import poison
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
-from shardhub.model.memory import kv_cost, left_for_stage, memory_budget, quantized_kv_cost
+from shardhub.model.memory import HEADROOM, kv_cost, left_for_stage, memory_budget, quantized_kv_cost
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
 from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.stage import Stage
@@ -28,8 +28,6 @@ from shardhub.shard import Shard, check_adjacent
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import StageContents
 
-# Share of the budget kept free for what a forward needs beside weights and KV cache: the buffers of one chunk.
-_HEADROOM = 0.10
 _NOT_SHOWN_WHEN_SPLIT = (
     "When the model was split, sequences side by side were not shown to give what each gives alone: its twin gave "
     "something else, or a condition depends on a row's neighbours."
@@ -119,7 +117,7 @@ def load_stage(
     # Uses a separate model object: kimi_k3 keeps what its first forward derives from weights, here placeholders.
     trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
-    usable, left = int(budget * (1 - _HEADROOM)), left_for_stage(memory_left())
+    usable, left = int(budget * (1 - HEADROOM)), left_for_stage(memory_left())
     if may_be_less:
         usable = usable if left is None else min(usable, left)
         context = largest_context(kv_bytes, usable - weight_bytes, most=context)
@@ -136,7 +134,7 @@ def load_stage(
         raise DoesNotFit(
             f"{names} does not fit on this machine.",
             why=f"Weights {size_text(weight_bytes)} and KV cache {size_text(session_bytes)} for {context} positions "
-            f"exceed {size_text(usable)}, which is the memory budget of {size_text(budget)} less {_HEADROOM:.0%}.",
+            f"exceed {size_text(usable)}, which is the memory budget of {size_text(budget)} less {HEADROOM:.0%}.",
             hint="Serve fewer layers here, lower `context`, or set `memory` if the budget is wrong.",
         )
 

@@ -26,6 +26,8 @@ _ASSUMED_SHARE = 0.75
 # Share used of what a limit leaves before the kernel kills the process or refuses memory: the rest is for threads and
 # buffers.
 _SHARE_OF_LIMIT = 0.9
+# Share of the budget kept free for what a forward needs beside weights and KV cache: the buffers of one chunk.
+HEADROOM = 0.10
 # Memory that a node takes beside its stage, whatever its size: a warm-up's buffers, compiled kernels, threads, gRPC.
 # Measured on two cores with stages of 0.17 to 0.30 GB: 60 to 100 MB.
 _BESIDE_BYTES = 128 << 20
@@ -43,6 +45,17 @@ def memory_budget() -> int:
         return int(mx.device_info()["max_recommended_working_set_size"])
     budget, left = int(installed_memory() * _ASSUMED_SHARE), memory_left()
     return budget if left is None else min(budget, int(left * _SHARE_OF_LIMIT))
+
+
+def room_for_weights(budget_bytes: int | None) -> int:
+    """Most bytes of weights that can be loaded, whatever the context.
+
+    Args:
+        budget_bytes: Memory budget; None derives it from the machine.
+    """
+    room = int((memory_budget() if budget_bytes is None else budget_bytes) * (1 - HEADROOM))
+    left = left_for_stage(memory_left())
+    return room if left is None else min(room, left)
 
 
 def left_for_stage(left_bytes: int | None) -> int | None:

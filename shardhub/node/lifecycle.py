@@ -241,9 +241,9 @@ async def _report(health: health_aio.HealthServicer, status: Any) -> None:
 
 async def _drained(engine: Engine, stopping: Stopping, timeout_s: float, clock: Clock = SYSTEM_CLOCK) -> None:
     """Wait until all sessions have ended, the time is over, or a second signal arrives."""
-    deadline = clock.now() + timeout_s
+    began_at = clock.now()
     # Sessions end in the compute thread, without any event in this loop.
-    while engine.num_sessions and clock.now() < deadline and not stopping.twice:
+    while engine.num_sessions and clock.now() < began_at + stopping.drain_s(timeout_s) and not stopping.twice:
         await clock.sleep(_DRAIN_POLL_S)
 
 
@@ -253,6 +253,7 @@ class Stopping:
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._count = 0
+        self._retire_s: float | None = None
         self.exit_code = 0
 
     @classmethod
@@ -284,6 +285,15 @@ class Stopping:
             work.result()
             return False
         return True
+
+    def retire(self, drain_s: float) -> None:
+        """Request a stop that nobody waits for: sessions have as long as this to end, until a person asks too."""
+        self._retire_s = drain_s
+        self._asked.set()
+
+    def drain_s(self, usual_s: float) -> float:
+        """How long sessions may take to end."""
+        return usual_s if self._retire_s is None or self._count else self._retire_s
 
     def ask(self, number: int = signal.SIGTERM) -> None:
         """Request a stop, as a signal would."""

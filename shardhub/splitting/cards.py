@@ -18,6 +18,8 @@ from shardhub.resources import resource
 from shardhub.sizes import size_text
 from shardhub.splitting.source_card import Value
 
+# The tag of every pipeline's card, by which pipelines are listed.
+PIPELINE_TAG = "shardhub-pipeline"
 _MAX_TEXT = 200
 # The parity record's line contains several texts that describe a machine.
 _MAX_PARITY_TEXT = 500
@@ -35,6 +37,10 @@ _YAML_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _BY_REFERENCE = "published by reference"
 _INTRODUCTION = re.compile(r"cannot be loaded on its own\*\*.*?(?=\n\n)", re.DOTALL)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|<>&~$])")
+# What a card says of computed tensors; see `_weights_text`.
+_COMPUTED = re.compile(r"byte for byte, but (\d{1,9}) tensors? (?:is|are) what mlx-lm makes")
+# Longest card of ours that is read back.
+MAX_CARD_BYTES = 1 << 20
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -154,6 +160,7 @@ def pipeline_card(
         joined["base_model_relation"] = _RELATION
     return _render(
         "pipeline.md.j2",
+        tag=PIPELINE_TAG,
         name=name,
         source=source,
         source_repo=manifest.source.repo,
@@ -265,6 +272,12 @@ def _weights_text(source: Source, num_computed: int) -> str:
         return text
     tensors = "1 tensor is" if num_computed == 1 else f"{num_computed} tensors are"
     return f"{text}, but {tensors} what mlx-lm makes of the source's when it loads it"
+
+
+def num_computed_in(card: str) -> int:
+    """Number of computed tensors that one of our cards states."""
+    match = _COMPUTED.search(card)
+    return int(match[1]) if match else 0
 
 
 def _link(name: str, on_hub: bool) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.errors import PlanError
 from shardhub.manifest import Crossing
 from shardhub.tensors import TensorSpec
 
@@ -107,3 +108,21 @@ class ModelContents:
     computed: ComputedTensors | None = None
     twin: TwinFacts | None = None
     unreached: tuple[str, ...] = ()
+
+
+def check_cover(num_layers: int, stages: Sequence[StageContents]) -> None:
+    """Check that stages cover every layer once, in order.
+
+    Raises:
+        PlanError: They do not.
+    """
+    at = 0
+    for index, stage in enumerate(stages):
+        if stage.start != at or stage.stop <= stage.start:
+            raise PlanError(
+                f"Stage {index} has the layers [{stage.start}, {stage.stop}).",
+                why=f"It must start at layer {at} and have at least one layer.",
+            )
+        at = stage.stop
+    if at != num_layers:
+        raise PlanError(f"The stages end at layer {at}, but the model has {num_layers} layers.")

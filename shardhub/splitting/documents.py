@@ -6,7 +6,8 @@ import json
 from collections.abc import Collection
 
 from shardhub.checkpoint.weight_files import INDEX_FILE
-from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
+from shardhub.errors import DigestMismatch
+from shardhub.manifest import Manifest, Parity, ShardHint, Stage, check_digest, encode, sha256_hex
 from shardhub.naming import (
     CARD_FILE,
     CATALOGUE_FILE,
@@ -18,7 +19,7 @@ from shardhub.naming import (
     SIGNATURE_FILE,
     STAGE_FILE,
 )
-from shardhub.parity import file_name
+from shardhub.parity import UNKNOWN, file_name
 from shardhub.resources import resource
 from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config
 from shardhub.splitting.job import ShardJob, SplitJob
@@ -51,7 +52,6 @@ def shard_documents(
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
     fields = source_fields(job.checkpoint.folder)
     ranges = job.ranges(shard, hint.stage_digest)
-    computed = job.contents.computed.specs if job.contents.computed is not None else {}
     card = shard_card(
         stage,
         hint,
@@ -59,7 +59,7 @@ def shard_documents(
         fields=fields,
         stages=_summaries(job),
         numbers=job.numbers,
-        num_computed=sum(name in computed for file in stage.weight_files for name in file.tensors),
+        num_computed=job.num_computed(shard),
         num_referenced=len(ranges.files) if ranges is not None else 0,
         on_hub=job.namespace is not None,
         hub=job.source_hub,
@@ -84,7 +84,8 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
     """Make everything in a pipeline's folder, by path.
 
     Raises:
-        DigestMismatch: A tokenizer or configuration file changed while the model was split.
+        DigestMismatch: A tokenizer or configuration file changed while the model was split, or the weights since their
+            parity record was made.
     """
     card = pipeline_card(
         manifest,
@@ -94,7 +95,7 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
         stages=_summaries(job),
         proof=job.proof(job.shards[0], manifest.stages[0].digest),
         numbers=job.numbers,
-        num_computed=len(job.contents.computed.specs) if job.contents.computed is not None else 0,
+        num_computed=job.num_computed(),
         on_hub=job.namespace is not None,
     )
     files = {
@@ -106,12 +107,29 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
     if job.signer is not None:
         files[SIGNATURE_FILE] = job.signer.sign(files[MANIFEST_FILE])
     if job.numbers.parity is not None:
+        _check_measured(job.numbers.parity, manifest, job.checkpoint.where)
         parity = job.numbers.parity.model_copy(update={"pipeline_id": manifest.pipeline_id})
         files[file_name(parity)] = encode(parity)
+    files |= job.records
     for file, digest in manifest.files.items():
         files[file] = job.checkpoint.small_file(file)
         check_digest(files[file], digest, where=str(job.checkpoint.folder / file))
     return files
+
+
+def _check_measured(parity: Parity, manifest: Manifest, where: str) -> None:
+    """Check that a record made for an earlier pipeline was made for these very stages.
+
+    Raises:
+        DigestMismatch: The weights have changed since.
+    """
+    if parity.pipeline_id not in (UNKNOWN, manifest.pipeline_id):
+        raise DigestMismatch(
+            f"{where} changed since its stages were compared with the whole model.",
+            why=f"They were pipeline {parity.pipeline_id[:16]}... then, and are {manifest.pipeline_id[:16]}... now, "
+            "although sizes and times of the files are the same.",
+            hint="Check the model folder. To compare it anew, change the time of its files: touch *.safetensors",
+        )
 
 
 def _summaries(job: SplitJob) -> list[StageSummary]:

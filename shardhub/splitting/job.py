@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.config import quantization
 from shardhub.checkpoint.header import StoredTensor
-from shardhub.errors import PlanError, UsageError, WeightFileError
+from shardhub.errors import UsageError, WeightFileError
 from shardhub.manifest import (
     FolderLocation,
     Location,
@@ -30,7 +30,7 @@ from shardhub.manifest import (
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer
-from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.splitting.contents import ModelContents, StageContents, check_cover
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
     UNKNOWN,
@@ -106,6 +106,7 @@ class SplitJob:
         numbers: What is known about the stages' numbers, for the cards and the pipeline.
         inexact: What was measured, if the stages do not give the whole model's numbers.
         signer: Signs the manifest; None leaves it unsigned.
+        records: Parity records to publish beside that of `numbers`, by path.
     """
 
     checkpoint: Checkpoint
@@ -122,6 +123,12 @@ class SplitJob:
     numbers: Numbers = UNMEASURED
     inexact: str | None = None
     signer: Signer | None = None
+    records: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The sha256 of weight files that is known before any is made, by their key."""
+        return {}
 
     @property
     def source_name(self) -> str:
@@ -211,6 +218,17 @@ class SplitJob:
             inexact=self.inexact,
             ignored_fields=self.checkpoint.ignored_fields,
         )
+
+    def num_computed(self, shard: ShardJob | None = None) -> int:
+        """Number of tensors, of the model or of a shard, that are not copied from the source unchanged."""
+        computed = self.contents.computed.specs if self.contents.computed is not None else {}
+        if shard is None:
+            return len(computed)
+        return sum(name in computed for layout in shard.layouts for name in layout.tensors)
+
+    def written_file(self, shard: ShardJob, layout: FileLayout) -> Path | None:
+        """A weight file that is in place already; None if it has to be made."""
+        return None
 
     def in_place(self, shard: ShardJob, entries: Entries) -> bool:
         """Whether the shard's folder is in place.
@@ -314,7 +332,7 @@ def prepare(
     check_file_name(pipeline_name(name), where="`name`")
     if by_reference:
         check_can_refer(checkpoint.where, in_folder=source.repo is None, quantised=checkpoint.is_virtual)
-    _check_cover(contents.num_layers, stages)
+    check_cover(contents.num_layers, stages)
     missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
     if missing:
         more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
@@ -377,16 +395,3 @@ def layout_key(layout: FileLayout, checkpoint: Checkpoint, recipe: str = "") -> 
     }
     ranges = [[tensor.file, tensor.start, tensor.stop] for tensor in copied]
     return sha256_hex(canonical([sha256_hex(layout.header), ranges, files, *([recipe] if has_computed else [])]))
-
-
-def _check_cover(num_layers: int, stages: Sequence[StageContents]) -> None:
-    at = 0
-    for index, stage in enumerate(stages):
-        if stage.start != at or stage.stop <= stage.start:
-            raise PlanError(
-                f"Stage {index} has the layers [{stage.start}, {stage.stop}).",
-                why=f"It must start at layer {at} and have at least one layer.",
-            )
-        at = stage.stop
-    if at != num_layers:
-        raise PlanError(f"The stages end at layer {at}, but the model has {num_layers} layers.")

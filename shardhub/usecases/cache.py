@@ -17,6 +17,7 @@ from shardhub.naming import COMMIT_PATTERN, MANIFEST_FILE, REPO_PATTERN, SHORT_C
 from shardhub.setting_checks import check_settings
 from shardhub.shard import read_pipeline
 from shardhub.usecases.places import Places
+from shardhub.usecases.sizes import check_sizes
 from shardhub.usecases.watcher import SILENT, Watcher
 
 
@@ -35,6 +36,7 @@ class PullSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_sizes(self.cache_limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardhub.errors import DoesNotFit, UsageError
-from shardhub.model.memory import memory_budget
+from shardhub.manifest import Stage
+from shardhub.model.memory import room_for_weights
 from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import inexactness
 from shardhub.shard import Pipeline, Shard, inexact_of, other_stage, read_pipeline, read_shard
@@ -31,10 +32,12 @@ def choose_shards(
 
     Raises:
         UsageError: Nothing is named, or both kinds are.
-        DoesNotFit: No stage of the pipeline fits into this machine's memory.
+        DoesNotFit: What is named, or each stage of the pipeline, is too large for this machine's memory. Nothing has
+            been fetched then but documents.
         SignatureError: The pipeline is not signed with the required key.
         As `Fetcher.fetch`.
     """
+    _check_fit(places.stages_ahead(named), ", ".join(map(str, named)), budget_bytes)
     folders = [places.folder(text) for text in named]
     pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
     if require_signature is not None and not pipelines:
@@ -62,11 +65,13 @@ def choose_shards(
     pipeline = read_pipeline(pipelines[0])
     warn_inexact(inexactness(pipeline.folder, pipeline.manifest, only_named=require_signature is not None), watcher)
     if stages is not None:
-        return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
-    budget = budget_bytes if budget_bytes is not None else memory_budget()
+        indices = _indices(stages, len(pipeline.manifest.stages))
+        check_pipeline_fit(places, pipeline, indices, budget_bytes)
+        return [_shard(places, pipeline, index) for index in indices]
+    room = room_for_weights(budget_bytes)
     chosen: int | None = None
     for index, entry in enumerate(pipeline.manifest.stages):
-        fits = entry.size_bytes < budget and _is_to_be_had(places, pipeline, index)
+        fits = entry.size_bytes < room and _is_to_be_had(places, pipeline, index)
         mark = "<- serving this one" if fits and chosen is None else ""
         watcher.note(
             f"stage {index}: layers {entry.start} to {entry.stop - 1}, {size_text(entry.size_bytes)} {mark}".rstrip()
@@ -75,10 +80,42 @@ def choose_shards(
             chosen = index
     if chosen is None:
         raise DoesNotFit(
-            f"No stage of {pipeline.manifest.name} is both available and small enough for {size_text(budget)}.",
+            f"No stage of {pipeline.manifest.name} is both available and small enough for {size_text(room)}.",
             hint="Split it into more stages, or set `memory` if the budget is wrong.",
         )
     return [_shard(places, pipeline, chosen)]
+
+
+def _check_fit(stages: Sequence[Stage], what: str, budget_bytes: int | None) -> None:
+    """Check, before any weights are fetched, that those of these stages can be loaded together on this machine.
+
+    Shards that are all here are left to the engine, which also knows what a session needs.
+
+    Raises:
+        DoesNotFit: They are too large.
+    """
+    if not stages:
+        return
+    # Adjacent stages may share weight files, such as tied embeddings.
+    size_bytes = sum({file.sha256: file.size_bytes for stage in stages for file in stage.weight_files}.values())
+    if size_bytes > (room := room_for_weights(budget_bytes)):
+        raise DoesNotFit(
+            f"{what} cannot fit on this machine.",
+            why=f"The weights alone take {size_text(size_bytes)}, and {size_text(room)} is the most that this machine "
+            "can load. Nothing was fetched.",
+            hint="Serve fewer layers here, split the model into more stages, or set `memory` if the budget is wrong.",
+        )
+
+
+def check_pipeline_fit(places: Places, pipeline: Pipeline, indices: Sequence[int], budget_bytes: int | None) -> None:
+    """Check, before any weights are fetched, that stages of a pipeline can be loaded together on this machine.
+
+    Raises:
+        DoesNotFit: They are too large.
+        NotFound: As `Places.shard`.
+    """
+    what = f"{'Stages' if len(indices) > 1 else 'Stage'} {', '.join(map(str, indices))} of {pipeline.manifest.name}"
+    _check_fit(places.pipeline_stages_ahead(pipeline, indices), what, budget_bytes)
 
 
 def _is_to_be_had(places: Places, pipeline: Pipeline, index: int) -> bool:

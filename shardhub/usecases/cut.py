@@ -53,6 +53,8 @@ class Cut:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for machine in self.machines:
+            parse_machine(with_own_memory(machine))
 
     @property
     def given(self) -> list[str]:

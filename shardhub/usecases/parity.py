@@ -26,7 +26,7 @@ from shardhub.setting_checks import check_settings
 from shardhub.shard import read_pipeline
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents, StageContents
-from shardhub.usecases.sizes import parse_memory
+from shardhub.usecases.sizes import check_sizes, parse_memory
 from shardhub.usecases.watcher import SILENT, Watcher
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class ParitySettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_sizes(self.memory)
 
 
 def measure_split(

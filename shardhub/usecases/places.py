@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_reference, parse_source
 from shardhub.hub.source import open_remote_checkpoint
-from shardhub.manifest import RepoLocation, Source
-from shardhub.naming import model_name
+from shardhub.manifest import RepoLocation, Source, Stage
+from shardhub.naming import STAGE_FILE, model_name
 from shardhub.shard import Pipeline, Shard, read_shard
 from shardhub.sizes import size_text
 from shardhub.source_ranges import source_text
@@ -157,6 +157,7 @@ class Places:
             limit_bytes=parse_memory(limit),
             neighbours=neighbours,
         )
+        self._commits: dict[Reference, str] = {}  # as resolved by `stages_ahead`, so that a fetch takes the same
 
     def folder(self, text: str | Path) -> Path:
         """Return the folder of a shard or pipeline, fetching it if it is a repo."""
@@ -164,7 +165,48 @@ class Places:
         if isinstance(place, Path):
             return place
         with _no_folder(place):
-            return self.fetcher.fetch(place)
+            return self.fetcher.fetch(place, commit=self._commits.get(place))
+
+    def pipeline_stages_ahead(self, pipeline: Pipeline, indices: Sequence[int]) -> list[Stage]:
+        """As `stages_ahead`, for stages of a pipeline.
+
+        Raises:
+            NotFound: As `shard`.
+        """
+        stages: list[Stage] = []
+        is_all_here = True
+        for index in indices:
+            if (folder := self.here(pipeline, index)) is not None:
+                stages.append(read_shard(folder).stage)
+                continue
+            for location in pipeline.manifest.stages[index].locations:
+                if isinstance(location, RepoLocation):
+                    with _naming_the_stage(pipeline, index, location):
+                        ahead = self.fetcher.ahead(Reference(repo=location.repo, revision=location.commit))
+                    stages += [ahead.stage] if ahead.stage is not None else []
+                    is_all_here = False
+                    break
+        return [] if is_all_here else stages
+
+    def stages_ahead(self, named: Sequence[str | Path]) -> list[Stage]:
+        """Stages of named shards, read before any weights are fetched; empty if there is nothing to fetch.
+
+        Args:
+            named: Folders or repos; a pipeline among them has no stage of its own.
+        """
+        stages: list[Stage] = []
+        is_all_here = True
+        for text in named:
+            place = parse_reference(text)
+            if isinstance(place, Path):
+                stages += [read_shard(place).stage] if (place / STAGE_FILE).is_file() else []
+                continue
+            with _no_folder(place):
+                ahead = self.fetcher.ahead(place)
+            self._commits[place] = ahead.commit
+            stages += [ahead.stage] if ahead.stage is not None else []
+            is_all_here = is_all_here and (ahead.is_here or ahead.stage is None)
+        return [] if is_all_here else stages
 
     def pipeline_folder(self, text: str | Path) -> Path:
         """Return the folder of a pipeline, fetching it if it is a repo; a shard's repo is not fetched.
@@ -202,16 +244,10 @@ class Places:
         entry = pipeline.manifest.stages[index]
         for location in entry.locations:
             if isinstance(location, RepoLocation):
-                try:
+                with _naming_the_stage(pipeline, index, location):
                     return self.fetcher.shard(
                         Reference(repo=location.repo, revision=location.commit), digest=entry.digest
                     )
-                except NotFound as error:
-                    raise NotFound(
-                        f"Stage {index} of {pipeline.manifest.name} was not found: {error.what}",
-                        why=f"The manifest names {location.repo} at {location.commit[:12]}. {error.why}",
-                        hint="Ask the pipeline's publisher, or split the model again.",
-                    ) from error
         return None
 
     def published(self, pipeline: Pipeline, index: int) -> str:
@@ -337,6 +373,19 @@ def _perhaps_elsewhere(endpoint: str | None) -> Iterator[None]:
             f"{PUBLIC_ENDPOINT}/ORG/NAME, or `source_endpoint` URL."
         )
         raise type(error)(error.what, why=error.why, hint=f"{hint} {error.hint}".strip()) from error
+
+
+@contextmanager
+def _naming_the_stage(pipeline: Pipeline, index: int, location: RepoLocation) -> Iterator[None]:
+    """Add to the error for a shard's repo that does not exist which stage it holds."""
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound(
+            f"Stage {index} of {pipeline.manifest.name} was not found: {error.what}",
+            why=f"The manifest names {location.repo} at {location.commit[:12]}. {error.why}",
+            hint="Ask the pipeline's publisher, or split the model again.",
+        ) from error
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from shardhub.hub.reference import parse_reference
 from shardhub.usecases.cut import specs
 from shardhub.usecases.needs_mlx import needs_mlx
 from shardhub.usecases.places import hub, open_model
-from shardhub.usecases.publish import push_progress, warn_of_access
+from shardhub.usecases.publish import warn_of_access
+from shardhub.usecases.push import push_progress
 from shardhub.usecases.signing import signer_of
 from shardhub.usecases.watcher import SILENT, Watcher
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from shardhub.address import MAX_PORT, Address
 from shardhub.checkpoint.unread_fields import warning
@@ -34,9 +35,12 @@ from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbours import AskedNeighbours
 from shardhub.usecases.places import Places
-from shardhub.usecases.sizes import parse_memory, served_context
+from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import node_trust
 from shardhub.usecases.watcher import SILENT, Watcher
+
+if TYPE_CHECKING:
+    from shardhub.usecases.follow import Following
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,8 @@ class ServeSettings:
         metrics: Where to serve metrics for Prometheus: `[HOST:]PORT`.
         insecure_metrics: Serve them off loopback too.
         allow_sleep: Let a Mac on mains power sleep while the node runs.
+        follow: Take newer revisions of what is served, each once the sessions of the old one have ended.
+        follow_interval_s: How often the Hub is asked for one, about.
         cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
         neighbours: Addresses of other nodes of the cluster, which are asked for weight files before the Hub is; if
             empty, SHARDHUB_NODES or nodes.toml name them.
@@ -84,6 +90,8 @@ class ServeSettings:
     metrics: str | None = None
     insecure_metrics: bool = False
     allow_sleep: bool = False
+    follow: bool = False
+    follow_interval_s: float = 300.0
     cache_dir: str | Path | None = None
     cache_limit: str | None = None
     neighbours: tuple[str, ...] | str = ()
@@ -91,7 +99,14 @@ class ServeSettings:
     share_rate: str = "100MB"
 
     def __post_init__(self) -> None:
-        check_settings(self, port=(0, MAX_PORT), max_sessions=(1, None), shutdown_timeout_s=(0, None))
+        check_settings(
+            self,
+            port=(0, MAX_PORT),
+            max_sessions=(1, None),
+            shutdown_timeout_s=(0, None),
+            follow_interval_s=(0.1, None),
+        )
+        check_sizes(self.memory, self.cache_limit)
 
     @property
     def kv(self) -> KvQuantization | None:
@@ -160,6 +175,10 @@ class Node:
         """Ask it to finish its sessions and end; returns at once. A second call ends it without waiting for them."""
         self._ask_to_stop()
 
+    def has_ended(self, *, within_s: float) -> bool:
+        """Wait at most some seconds for its end; returns whether it has ended."""
+        return bool(wait([self._running], timeout=within_s).done)
+
     def wait(self) -> int:
         """Wait until it has ended.
 
@@ -202,6 +221,11 @@ class Serving(Block[Node]):
             return False
         self._loop.call(lambda: stopping.ask(number))
         return True
+
+    def retire(self, drain_s: float) -> None:
+        """Ask the node to end once its sessions have, for which they have some seconds."""
+        if self._loop is not None and (stopping := self._stopping) is not None:
+            self._loop.call(lambda: stopping.retire(drain_s))
 
     def _start(self, stack: ExitStack) -> Node:
         settings, watcher = self._settings, self._watcher
@@ -331,7 +355,7 @@ def serve(
     watcher: Watcher = SILENT,
     *,
     end: Callable[[int], None] = lambda code: None,
-) -> Serving:
+) -> Serving | Following:
     """Serve a stage from this process for as long as a `with` block runs.
 
     The block is entered once the node is ready, and left once its sessions have ended or the drain time is over.
@@ -347,12 +371,17 @@ def serve(
         A context manager that gives a `Node`.
 
     Raises:
-        UsageError, AddressError: It is not clear what to serve, or the node cannot listen there.
+        UsageError, AddressError: It is not clear what to serve or to follow, or the node cannot listen there.
         DoesNotFit: No stage fits into the memory budget.
         IntegrityError: A shard is not what was published.
         NotFound, AccessError, HubUnreachable: A shard cannot be fetched.
     """
-    return Serving([shards] if isinstance(shards, str | Path) else shards, settings, watcher, end)
+    named = [shards] if isinstance(shards, str | Path) else shards
+    if settings.follow:
+        from shardhub.usecases.follow import Following
+
+        return Following(named, settings, watcher, end)
+    return Serving(named, settings, watcher, end)
 
 
 def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

@@ -24,6 +24,16 @@ def parse_memory(text: str | None) -> int | None:
     return None if text is None else parse_size(text)
 
 
+def check_sizes(*texts: str | None) -> None:
+    """Check sizes that are used later, so that a wrong one is refused before anything is fetched.
+
+    Raises:
+        UsageError: A text is not a size.
+    """
+    for text in texts:
+        parse_memory(text)
+
+
 def default_context(config: Mapping[str, Any], requested: int | None) -> int:
     """Positions a plan assumes: those requested, or the default within the model's limit.
 

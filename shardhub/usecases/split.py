@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardhub.checkpoint.quantisation import Quantisation
+from shardhub.hub.cache import Cache
 from shardhub.naming import check_is_text, check_model_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.setting_checks import check_argument, check_settings
 from shardhub.sizes import size_text
+from shardhub.splitting.job import prepare
 from shardhub.splitting.split import ShardResult, preview
 from shardhub.splitting.split import split as split_checkpoint
 from shardhub.usecases.cut import Cut, decide_and_prove
 from shardhub.usecases.forwarding import bytes_of
+from shardhub.usecases.kept_parity import KeptParity
 from shardhub.usecases.parity import ParitySettings, known_numbers, measure_split, settle_numbers, twin_findings
 from shardhub.usecases.places import base_name, open_model
 from shardhub.usecases.signing import signer_of
@@ -130,13 +133,15 @@ def split(
     )
     reading = f"quantising {model}" if checkpoint.is_virtual else f"reading {size_text(ahead.read_bytes)} from {model}"
     watcher.note(f"{reading}, writing {size_text(ahead.write_bytes)} to {out} ({size_text(ahead.free_bytes)} free)")
-    numbers, recorded = UNMEASURED, None
+    numbers, recorded, kept = UNMEASURED, None, None
     if ahead.pipeline.exists():
         numbers, recorded = known_numbers(ahead.pipeline)
     elif settings.only is not None:
         numbers = Numbers(not_run="the shards were written one at a time, with `only`")
     elif ahead.need_bytes <= ahead.free_bytes:
-        numbers = measure_split(checkpoint, contents, stages, source, settings.parity, watcher)
+        kept = KeptParity(Cache(), prepare(checkpoint, contents, stages, out, name=name, source=source))
+        known = None if settings.parity.skip else kept.read(watcher)
+        numbers = known or measure_split(checkpoint, contents, stages, source, settings.parity, watcher)
     inexact = settle_numbers(
         numbers,
         recorded,
@@ -161,6 +166,8 @@ def split(
         signer=signer,
         progress=bytes_of("quantising" if checkpoint.is_virtual else "copying", watcher),
     )
+    if kept is not None and result.pipeline_id is not None:
+        kept.keep(numbers, result.pipeline_id)
     return Split(
         name=name,
         shards=result.shards,

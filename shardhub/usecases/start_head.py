@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import shutil
 import tempfile
@@ -11,17 +12,19 @@ from pathlib import Path
 from shardhub.chain.head import Head
 from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.checkpoint.unread_fields import warning
-from shardhub.errors import RouteError
+from shardhub.errors import OtherPipeline, RouteError
+from shardhub.hub.reference import Reference, parse_reference
 from shardhub.naming import CONFIG_FILE
 from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.other_version import explain_other_version
 from shardhub.usecases.parity import warn_inexact
-from shardhub.usecases.places import Places
+from shardhub.usecases.places import Places, hub
 from shardhub.usecases.signing import check_pipeline
-from shardhub.usecases.sizes import parse_memory, served_context
+from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import head_security
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -62,6 +65,7 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, recover_wait_s=(0, None), prefill_chunk=(1, None))
+        check_sizes(self.memory)
 
     @staticmethod
     def of(given: HeadSettings | str | Path) -> HeadSettings:
@@ -79,6 +83,7 @@ class Starting:
     def __init__(self, settings: HeadSettings, watcher: Watcher = SILENT) -> None:
         self._settings = settings
         self._watcher = watcher
+        self._budget_bytes = parse_memory(settings.memory)
         self._places = Places(settings.cache_dir, watcher=watcher)
         self._security = head_security(
             settings.tls, insecure_lan=settings.insecure_lan, flag=settings.insecure_flag, watcher=watcher
@@ -116,7 +121,7 @@ class Starting:
                 addresses,
                 context=self._context.positions,
                 may_be_less=self._context.may_be_less,
-                budget_bytes=parse_memory(settings.memory),
+                budget_bytes=self._budget_bytes,
                 allow_local=settings.allow_local,
                 find=self._find,
                 progress=watcher.doing,
@@ -127,6 +132,8 @@ class Starting:
                     prefill_chunk=settings.prefill_chunk,
                 ),
             )
+        except OtherPipeline as other:
+            raise await asyncio.to_thread(self._explained, other) from other
         finally:
             watcher.doing("")
         watcher.note(head.line())
@@ -149,11 +156,15 @@ class Starting:
 
         Raises:
             RouteError: They are not fetched: the given error, with advice.
+            DoesNotFit: They are too large for this machine.
         """
         manifest = self.pipeline.manifest
         missing = [index for index in self._lacking if self._places.published(self.pipeline, index)]
         if not self._settings.allow_local or not missing or missing != self._lacking:
             raise error
+        from shardhub.usecases.choose_shards import check_pipeline_fit  # loads MLX, as the stages will
+
+        check_pipeline_fit(self._places, self.pipeline, missing, self._budget_bytes)
         size = sum(manifest.stages[index].size_bytes for index in missing)
         stages, them = ("stage", "it") if len(missing) == 1 else ("stages", "them")
         text = f"{stages} {', '.join(map(str, missing))} ({size_text(size)})"
@@ -169,6 +180,16 @@ class Starting:
             raise error
         for index in missing:
             self._places.shard(self.pipeline, index)
+
+    def _explained(self, error: OtherPipeline) -> OtherPipeline:
+        place = parse_reference(self._settings.pipeline)
+        return explain_other_version(
+            error,
+            place if isinstance(place, Reference) else None,
+            self.pipeline.folder.name,  # in the cache, folders are named by commits
+            hub,
+            self._watcher,
+        )
 
     def _find(self, index: int) -> Path | None:
         folder = self._places.here(self.pipeline, index)

@@ -27,7 +27,7 @@ from shardhub.splitting.shard_folder import disk_errors
 from shardhub.splitting.weight_copy import Copier
 from shardhub.usecases.parity import record, warn_inexact
 from shardhub.usecases.places import hub, quantised_checkpoint
-from shardhub.usecases.sizes import parse_memory
+from shardhub.usecases.sizes import check_sizes, parse_memory
 from shardhub.usecases.verify_target import Target, open_target
 from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.whole_files import write_whole
@@ -61,6 +61,7 @@ class ReferenceSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, num_tokens=(1, MAX_REFERENCE_TOKENS))
+        check_sizes(self.memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,6 +150,43 @@ def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[
     assert offline.stderr.count("warning:") == 1
 
 
+@pytest.mark.parametrize("memory", ["lots", "0GB", "-4GB", "12 parsecs", ""])
+@pytest.mark.parametrize(
+    "command", [("serve",), ("generate", "--prompt", "x"), ("split", "out", "--cuts", "3")], ids=lambda words: words[0]
+)
+def test_memory_that_is_not_a_size_is_refused_before_the_hub_is_asked(
+    env: dict[str, str], command: tuple[str, ...], memory: str
+) -> None:
+    verb, *rest = command
+    refused = here({**env, "HF_ENDPOINT": "http://127.0.0.1:9"}, verb, "ann/any", *rest, f"--memory={memory}")
+    assert refused.returncode == 2, refused.stderr
+    assert "is not an amount of memory" in refused.stderr
+    machine = here({**env, "HF_ENDPOINT": "http://127.0.0.1:9"}, "plan", "ann/any", "--machine", f"mac={memory}")
+    assert machine.returncode == 2
+    assert "is not NAME=RAM" in machine.stderr
+
+
+def test_stage_that_cannot_fit_is_refused_before_its_weights_are_fetched(
+    published: Published, env: dict[str, str], tmp_path: Path
+) -> None:
+    """A named shard, several together, a pipeline's stage, and a stage that generate would run here."""
+    size_bytes = [stage.size_bytes for stage in published.manifest.stages]
+    for_one = f"{size_bytes[0] / 0.9 / 1e6 + 0.01:.6f}MB"
+    too_small = f"{size_bytes[1] / 2 / 1e6:.6f}MB"
+    for arguments, memory in (
+        (("serve", published.shards[1]), too_small),
+        (("serve", *published.shards), for_one),
+        (("serve", published.pipeline, "--stages", "1"), too_small),
+        (("serve", published.pipeline, "--stages", "0-1"), for_one),
+        (("generate", published.pipeline, "--prompt", "abc"), for_one),
+    ):
+        refused = here(env, *arguments, "--memory", memory)
+        assert refused.returncode == 6, refused.stderr
+        assert "cannot fit on this machine" in refused.stderr
+        assert "Nothing was fetched" in refused.stderr
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 def record_list(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     assert result.returncode == 0, result.stderr
     printed: list[dict[str, object]] = json.loads(result.stdout)

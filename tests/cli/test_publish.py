@@ -6,9 +6,10 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -169,15 +170,120 @@ def test_model_of_the_hub_is_published_by_reference(command, api: HfApi, model: 
     assert "--by-reference" in folder.stderr
 
 
-@pytest.mark.parametrize(("answer", "is_there"), [("no", True), ("", True), ("yes", False)])
-def test_unpublish_asks_on_a_terminal(api: HfApi, answer: str, is_there: bool) -> None:
-    """Only a yes on the terminal deletes."""
-    api.create_repo("ann/asked-pipeline", exist_ok=True)
+def test_push_publishes_what_split_wrote(
+    command, api: HfApi, served: tuple[RunningHub, Wire], model: Path, tmp_path: Path
+) -> None:
+    """Repos, cards, documents and weights are those of split-and-push, and parity is not measured again."""
+    out = tmp_path / "out"
+    token = served[0].hub.token("ann", groups=["bravo", "alpha"])
+    assert command("split", model, out, "--cuts", "2").exit_code == 0
+    dry = command("push", out, "--namespace", "bravo", "--dry-run", "--json", HF_TOKEN=token)
+    assert [row["action"] for row in json.loads(dry.stdout)["repos"]] == ["new"] * 3
+    pushed = command("push", out, "--namespace", "bravo", "--json", HF_TOKEN=token)
+    assert pushed.exit_code == 0, pushed.stderr
+    done = json.loads(pushed.stdout)
+    assert "comparing" not in pushed.stderr
+    assert done["uploaded_bytes"] + done["copied_bytes"] == sum(json.loads(dry.stdout)["size_bytes"])
+    other = command("split-and-push", model, "--cuts", "2", "--namespace", "alpha", HF_TOKEN=token)
+    assert other.exit_code == 0, other.stderr
+    for suffix in ("shard-0", "shard-1", "pipeline"):
+        ours, theirs = (documents(api, f"{namespace}/model-{suffix}") for namespace in ("bravo", "alpha"))
+        if suffix == "pipeline":
+            records = {path: data for path, data in ours.items() if path.startswith("parity/")}
+            written = out / "model-pipeline" / "parity"
+            assert {f"parity/{path.name}": path.read_bytes() for path in written.iterdir()} == records
+            assert json.loads(ours.pop("shardhub.json"))["stages"][0]["digest"] == done["shards"][0]["stage_digest"]
+            theirs.pop("shardhub.json")
+        assert {path: data.replace(b"bravo", b"alpha") for path, data in ours.items()} == theirs
+    again = command("push", out / "model-pipeline", "--namespace", "bravo", HF_TOKEN=token)
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout.count("already there") == 3
+    verified = command("verify", "bravo/model-pipeline")
+    assert verified.exit_code == 0, verified.stdout
+
+
+def test_push_refuses_what_is_not_as_written(command, api: HfApi, model: Path, tmp_path: Path) -> None:
+    """A flipped bit, a missing shard and a folder without a pipeline; no repo is made."""
+    out = tmp_path / "out"
+    assert command("split", model, out, "--cuts", "2", "--name", "broken", "--no-parity").exit_code == 0
+    layer = out / "broken-shard-1" / "layer-00003.safetensors"
+    data = bytearray(layer.read_bytes())
+    data[-1] ^= 1
+    layer.write_bytes(data)
+    damaged = command("push", out)
+    assert damaged.exit_code == 3
+    assert "layer-00003.safetensors is not the weight file that was published" in damaged.stderr
+    (out / "broken-shard-0").rename(tmp_path / "elsewhere")
+    missing = command("push", out)
+    assert missing.exit_code == 2
+    assert "The shard of stage 0 is not beside" in missing.stderr
+    empty = command("push", tmp_path / "elsewhere")
+    assert empty.exit_code == 2
+    assert "does not hold a pipeline" in empty.stderr
+    assert not [info.id for info in api.list_models(author="ann") if "broken" in info.id]
+
+
+def test_parity_is_measured_once_for_the_same_stages(command, model: Path, tmp_path: Path) -> None:
+    """What split measured is not measured again in another folder or by split-and-push; another cut is."""
+    first = command("split", model, tmp_path / "first", "--cuts", "3", "--json")
+    second = command("split", model, tmp_path / "second", "--cuts", "3", "--json")
+    pushed = command("split-and-push", model, "--cuts", "3", "--name", "measured", "--json")
+    for again in (second, pushed):
+        assert again.exit_code == 0, again.stderr
+        assert "for the same stages" in again.stderr
+        assert "comparing" not in again.stderr
+        assert json.loads(again.stdout)["parity"] == json.loads(first.stdout)["parity"]
+    records = [[path.read_bytes() for path in (tmp_path / out).glob("*/parity/*")] for out in ("first", "second")]
+    assert len(records[0]) == 1
+    assert records[0] == records[1]
+    other = command("split", model, tmp_path / "other", "--cuts", "2")
+    assert "comparing" in other.stderr
+
+
+def test_kept_parity_is_refused_for_changed_weights(command, model: Path, tmp_path: Path) -> None:
+    """No manifest gets the numbers of a file whose bytes changed while its size and time did not."""
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    assert command("split", copy, tmp_path / "first", "--cuts", "3").exit_code == 0
+    weights = next(copy.glob("*.safetensors"))
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = command("split", copy, tmp_path / "second", "--cuts", "3")
+    assert changed.exit_code == 3
+    assert "changed since its stages were compared" in changed.stderr
+    assert not (tmp_path / "second" / "copy-pipeline").exists()
+
+
+def documents(api: HfApi, repo: str) -> dict[str, bytes]:
+    """Files of a repo at its newest commit, by path."""
+    return {path: Path(api.hf_hub_download(repo, path)).read_bytes() for path in api.list_repo_files(repo)}
+
+
+@pytest.mark.parametrize(("answer", "is_public"), [("n", False), ("y", True)])
+def test_first_public_repos_are_asked_for_on_a_terminal(
+    api: HfApi, model: Path, tmp_path: Path, answer: str, is_public: bool
+) -> None:
+    """The question names the repos; no publishes nothing; a second push, and a private one, ask nothing."""
+    name = f"asked-{answer}"
+    command = ["split-and-push", str(model), "--stages", "1", "--no-parity", "--name", name, "--cache-dir", tmp_path]
+    shown, code = on_terminal(api, command, answer)
+    assert f"Make these repos public: ann/{name}-shard-0, ann/{name}-pipeline? [y/N]" in " ".join(shown.split())
+    assert code == (0 if is_public else 2)
+    assert api.repo_exists(f"ann/{name}-pipeline") is is_public
+    again, code = on_terminal(api, [*command, *([] if is_public else ["--private"])], "n")
+    assert "[y/N]" not in again
+    assert code == 0
+
+
+def on_terminal(api: HfApi, arguments: Sequence[object], answer: str) -> tuple[str, int]:
+    """Run a command with a terminal that answers; returns what it shows, and the exit code."""
     ours, theirs = pty.openpty()
     try:
         os.write(ours, f"{answer}\n".encode())
         result = subprocess.run(
-            [sys.executable, "-m", "shardhub", "unpublish", "ann/asked-pipeline"],
+            [sys.executable, "-m", "shardhub", *map(str, arguments)],
             env={**os.environ, "HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token)},
             stdin=theirs,
             stdout=subprocess.PIPE,
@@ -190,8 +296,16 @@ def test_unpublish_asks_on_a_terminal(api: HfApi, answer: str, is_there: bool) -
     finally:
         os.close(ours)
         os.close(theirs)
-    assert b"Delete these repos (1)" in shown
-    assert result.returncode == (2 if is_there else 0)
+    return shown.decode(), result.returncode
+
+
+@pytest.mark.parametrize(("answer", "is_there"), [("no", True), ("", True), ("yes", False)])
+def test_unpublish_asks_on_a_terminal(api: HfApi, answer: str, is_there: bool) -> None:
+    """Only a yes on the terminal deletes."""
+    api.create_repo("ann/asked-pipeline", exist_ok=True)
+    shown, code = on_terminal(api, ["unpublish", "ann/asked-pipeline"], answer)
+    assert "Delete these repos (1)" in shown
+    assert code == (2 if is_there else 0)
     assert api.repo_exists("ann/asked-pipeline") is is_there
 
 

@@ -175,6 +175,53 @@ def test_unknown_repo_and_revision(fetcher: Fetcher, published: Published, said:
         fetcher.fetch(Reference(repo=published.shards[0], revision="v9"))
 
 
+def test_short_commit_is_resolved_if_it_is_unique(
+    fetcher: Fetcher, fresh: Published, api: HfApi, shared_hub: RunningHub
+) -> None:
+    """Commits of every branch count; a tag or branch of that name comes first; several or none are an error."""
+    repo, commit = fresh.pipeline, str(api.model_info(fresh.pipeline).sha)
+    short = commit[:7]
+    assert fetcher.fetch(Reference(repo=repo, revision=short)).name == commit
+    api.create_branch(repo, branch="later")
+    aside = api.upload_file(path_or_fileobj=b"1", path_in_repo="notes.txt", repo_id=repo, revision="later").oid
+    assert fetcher.fetch(Reference(repo=repo, revision=aside[:9])).name == aside
+    with pytest.raises(NotFound, match="0000000") as error:
+        fetcher.fetch(Reference(repo=repo, revision="0000000"))
+    assert "starts with these digits" in error.value.why
+    twin = short + "".join("1" if digit == "0" else "0" for digit in commit[7:])
+    put_commit(shared_hub, repo, commit, twin)
+    with pytest.raises(UsageError, match=f"2 commits that start with {short}") as several:
+        fetcher.fetch(Reference(repo=repo, revision=short))
+    assert twin[:20] in several.value.why
+    assert fetcher.fetch(Reference(repo=repo, revision=commit[:9])).name == commit
+    api.create_tag(repo, tag=short, revision=aside)
+    assert fetcher.fetch(Reference(repo=repo, revision=short)).name == aside
+
+
+def test_short_commit_in_the_cache_needs_no_hub(
+    fetcher: Fetcher, published: Published, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    folder = fetcher.fetch(shard_of(published))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetcher.fetch(Reference(repo=published.shards[0], revision=published.commits[0][:7])) == folder
+    assert "Using the cached commit" in said[-1]
+
+
+def put_commit(running: RunningHub, repo: str, commit: str, twin: str) -> None:
+    """Give the Hub's branch main a second commit with a chosen id and the same files."""
+    namespace, name = repo.split("/")
+    with running.hub.catalog.writing() as connection:
+        number = connection.execute(
+            "SELECT id FROM repos WHERE namespace = ? AND name = ?", (namespace, name)
+        ).fetchone()["id"]
+        connection.execute(
+            "INSERT INTO commits SELECT repo, ?, id, title, message, author, date, tree FROM commits "
+            "WHERE repo = ? AND id = ?",
+            (twin, number, commit),
+        )
+        connection.execute("UPDATE refs SET target = ? WHERE repo = ? AND name = 'refs/heads/main'", (twin, number))
+
+
 def test_private_repo_without_token(net: faulty.Network, api: HfApi, fresh: Published, tmp_path: Path) -> None:
     """A private repo looks absent without a token, and the message says that a token is missing."""
     api.update_repo_settings(fresh.shards[0], visibility="private")

@@ -43,6 +43,11 @@ def prepare(model: str) -> str:
         model, cut, shardhub.PublishSettings(private=True, parity=parity, quantisation=quantisation), WATCHER
     )
     print(publication.shards, publication.pipeline, publication.pipeline_id)
+    pushed: shardhub.Publication = shardhub.push("out", shardhub.PushSettings(private=True), WATCHER)
+    listed: tuple[shardhub.PublishedPipeline, ...] = shardhub.search(
+        "example", shardhub.SearchSettings(limit=10), WATCHER
+    )
+    print(pushed.pipeline, [(one.repo, one.parity_line) for one in listed])
     pulled: tuple[shardhub.Pulled, ...] = shardhub.pull(
         publication.pipeline, shardhub.PullSettings(shards=True), WATCHER
     )

@@ -28,6 +28,13 @@ class StageFlags:
         str | None, typer.Option(help="Stages of a pipeline to serve; by default those that fit.", metavar="K[-L]")
     ] = None
     require_signature: RequireSignature = None
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Take newer revisions of the repo, each once the old one's sessions end."),
+    ] = False
+    follow_interval: Annotated[
+        float, typer.Option("--follow-interval", help="Seconds between looks for one, about.", min=0.1)
+    ] = 300.0
     cache_dir: CacheDir = None
     cache_limit: CacheLimit = None
 
@@ -133,6 +140,8 @@ def serve(
         metrics=listening.metrics,
         insecure_metrics=listening.insecure_metrics,
         allow_sleep=capacity.allow_sleep,
+        follow=stage.follow,
+        follow_interval_s=stage.follow_interval,
         cache_dir=stage.cache_dir,
         cache_limit=stage.cache_limit,
         neighbours=tuple(sharing.neighbour or ()),
