@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from shardhub.errors import AccessError, IntegrityError, NotFound
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.remote_repo import list_files, read_manifest, read_small
+from shardhub.hub.remote_repo import list_files, read_document, read_small
 from shardhub.hub.several import in_threads
 from shardhub.manifest import Manifest, Parity
 from shardhub.naming import MANIFEST_FILE
@@ -94,7 +94,7 @@ def _read(calls: HubCalls, at: ListedRepo) -> PipelineDocuments:
         files = list_files(calls, at.repo, at.commit)
         if MANIFEST_FILE not in files:
             return PipelineDocuments()
-        manifest = read_manifest(calls, at.repo, at.commit, files[MANIFEST_FILE])
+        manifest = read_document(Manifest, calls, at.repo, at.commit, files[MANIFEST_FILE])
         if manifest is None:
             return PipelineDocuments()
         # Records are named by their time.
