@@ -19,7 +19,7 @@ import pytest
 
 from tests import cut, nodes
 from tests.gateway.conftest import PIECE_S, save_model
-from tests.gateway.serving import END_TIMEOUT_S, GatewayProcess
+from tests.gateway.serving import GatewayProcess
 from tests.proxy import Proxy
 from tests.selection import variants
 from tests.waiting import wait_until
@@ -180,7 +180,7 @@ def test_a_drain_finishes_what_is_on_its_way(pair) -> None:
             assert refused.status_code == 503
             pair.line.heal()
             assert list(lines)[-1] == "data: [DONE]"
-        assert process.process.wait(END_TIMEOUT_S) == 0
+        assert process.process.wait(nodes.END_TIMEOUT_S) == 0
 
 
 def test_a_second_signal_ends_it_at_once(pair) -> None:
@@ -196,7 +196,7 @@ def test_a_second_signal_ends_it_at_once(pair) -> None:
             with contextlib.suppress(httpx.HTTPError):
                 rest += lines
             assert "data: [DONE]" not in rest
-        assert process.process.wait(END_TIMEOUT_S) == 143
+        assert process.process.wait(nodes.END_TIMEOUT_S) == 143
 
 
 def test_a_node_lost_in_mid_stream_is_an_error_event(tmp_path) -> None:
