@@ -96,8 +96,9 @@ def seen() -> list[FetchProgress]:
 
 
 @pytest.fixture
-def token(shared_hub) -> str:
-    return shared_hub.token("wide")
+def token(shared_hub: RunningHub) -> str:
+    """A token of the fetching user, who may read what `friends` publishes."""
+    return shared_hub.hub.token("wide", groups=["friends"])
 
 
 @pytest.fixture
@@ -168,12 +169,15 @@ def test_a_new_cut_takes_its_layers_from_neighbours(
     assert net.fetched(WEIGHTS) == 0
 
 
+@pytest.mark.parametrize("is_readable", [True, False], ids=["source", "no source"])
 def test_a_shard_by_reference_comes_from_neighbours(
-    fetching, loop: LoopThread, net: faulty.Network, reader: HfApi, api: HfApi, user: str, tmp_path
+    is_readable, fetching, loop: LoopThread, net: faulty.Network, api: HfApi, user: str, shared_hub, tmp_path
 ) -> None:
-    """Weight files that a neighbour assembled come from it, several at once, and not from the source."""
+    """Weight files that a neighbour assembled come from it, also for a node that may not read their source."""
+    owner = "friends" if is_readable else user
+    api = hub_api(shared_hub.endpoint, shared_hub.token("friends")) if is_readable else api
     write_checkpoint(tmp_path / "model", 6, rows=4096, tied=False)
-    referring = refer(api, user, tmp_path / "model", [3], tmp_path / "work")
+    referring = refer(api, owner, tmp_path / "model", [3], tmp_path / "work")
     holder = Cache(tmp_path / "holder")
     Fetcher(lambda: api, holder).fetch(referring.shard())
     net.forget()

@@ -301,8 +301,8 @@ async def test_the_rate_is_kept_while_sessions_are_open(cache, big):
         for num_chunks in range(1, 5):
             await until(lambda num_chunks=num_chunks: waits(num_chunks))
             await clock.advance(0.1)
-        steps.num_sessions = 0
         await until(lambda: waits(5))
+        steps.num_sessions = 0
         await clock.advance(0.2)
         assert [len(data) for data in await asyncio.gather(*both)] == [40 * CHUNK_BYTES] * 2
 
