@@ -99,7 +99,8 @@ class ModelPush(Push):
         source = source_info(self._model.source, calls)
         if source is not None and settings.by_reference:
             warn_of_access(source, watcher)
-        self._decide(job, gate_of(source))
+        doubts = ["its own repo is private"] if source is not None and source.private else []
+        self._decide(job, gate_of(source), doubts)
 
     def _checked_job(self) -> SplitJob:
         """Check the weights if that is requested, and measure the stages' numbers."""

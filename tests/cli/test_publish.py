@@ -139,6 +139,19 @@ def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path)
     assert manifest["source"] == {"repo": "ann/gated", "commit": api.model_info("ann/gated").sha}
 
 
+def test_private_source_is_not_published_unasked(command, api: HfApi, model: Path) -> None:
+    """A copy of a private model, or documents that describe it, become public only if that is requested explicitly."""
+    api.create_repo("ann/secret", private=True)
+    api.upload_folder(repo_id="ann/secret", folder_path=model)
+    for more in ((), ("--by-reference",)):
+        refused = command("split-and-push", "ann/secret", "--stages", "2", *more)
+        assert refused.exit_code == 2
+        assert "Its own repo is private" in refused.stderr
+    assert not api.repo_exists("ann/secret-shard-0")
+    assert command("split-and-push", "ann/secret", "--stages", "2", "--private", "--by-reference").exit_code == 0
+    assert api.model_info("ann/secret-pipeline").private
+
+
 def test_model_of_the_hub_is_published_by_reference(command, api: HfApi, model: Path) -> None:
     """Documents only; the shards that are pulled have the identity of copies, and every byte is checked."""
     api.create_repo("ann/whole", private=False)
