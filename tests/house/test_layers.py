@@ -39,7 +39,6 @@ LAYERS = {
     "manifest": 1,
     "naming": 1,
     "parameters": 1,
-    "placing": 1,
     "planning": 1,
     "protocol": 1,
     "tensors": 1,
