@@ -14,6 +14,8 @@ from shardhub.checkpoint.difference import Difference, find_difference
 from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
 from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
+from shardhub.hub.hubs import known_hubs
+from shardhub.manifest import Manifest, SourceLocation
 from shardhub.parameters import MAX_SEED
 from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard
@@ -29,6 +31,7 @@ class SourceSettings:
 
     Attributes:
         source_folder: Folder of the model the pipeline was made from; None reads ranges of its repo.
+        source_endpoint: URL of the Hub that repo is on; None takes the one that the manifest names, or HF_ENDPOINT's.
         num_tensors: Number of tensors, drawn at random; None compares all.
         seed: Seed of the draw; None draws a random one.
         fetch: Fetch the shards that are not here.
@@ -36,6 +39,7 @@ class SourceSettings:
     """
 
     source_folder: str | Path | None = None
+    source_endpoint: str | None = None
     num_tensors: int | None = None
     seed: int | None = None
     fetch: bool = False
@@ -136,11 +140,12 @@ def verify_source(
 
 
 def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> Checkpoint:
-    source = target.pipeline.manifest.source
+    source, endpoint = target.pipeline.manifest.source, settings.source_endpoint
     if settings.source_folder is not None:
-        model = str(Path(settings.source_folder).absolute())
+        model, endpoint = str(Path(settings.source_folder).absolute()), None
     elif source.repo is not None:
         model = f"{source.repo}@{source.commit}"
+        endpoint = endpoint or _named_endpoint(target.pipeline.manifest)
     else:
         raise UsageError(
             f"{target.text} was made from a folder.",
@@ -149,8 +154,21 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
         )
     quantisation = None if source.quantized is None else Quantisation.of(source.quantized)
     return open_model(
-        model, ignore_code=True, ignore_fields=None, quantisation=quantisation, watcher=watcher
+        model,
+        source_endpoint=endpoint,
+        ignore_code=True,
+        ignore_fields=None,
+        quantisation=quantisation,
+        watcher=watcher,
     ).checkpoint
+
+
+def _named_endpoint(manifest: Manifest) -> str | None:
+    """URL of the Hub on which a manifest says the source is; None if it names none that the user knows."""
+    places = (location for entry in manifest.stages for location in entry.locations)
+    names = {location.hub for location in places if isinstance(location, SourceLocation) and location.hub is not None}
+    known = known_hubs()
+    return next((known[name].endpoint for name in sorted(names) if name in known), None)
 
 
 def _tensors(shards: dict[int, Shard]) -> list[_Own]:

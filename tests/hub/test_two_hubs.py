@@ -21,6 +21,7 @@ from shardhub.usecases.cut import Cut
 from shardhub.usecases.parity import ParitySettings
 from shardhub.usecases.plan import PlanSettings, plan
 from shardhub.usecases.publish import PublishSettings, publish
+from shardhub.usecases.verify_source import SourceSettings, verify_source
 from tests.hub.published import OVER_LFS
 
 pytestmark = OVER_LFS
@@ -109,6 +110,9 @@ def test_model_is_published_from_one_hub_on_another(hubs: TwoHubs) -> None:
     assert set(hubs.tokens) == {hubs.target.port}
     api = HfApi(endpoint=hubs.target.endpoint, token=hubs.target.token("ann"))
     assert api.repo_exists("ann/model-shard-1")
+    with pytest.raises(NotFound):
+        verify_source(done.pipeline, SourceSettings(fetch=True))
+    assert verify_source(done.pipeline, SourceSettings(fetch=True, source_endpoint=hubs.source.endpoint)).ok
 
 
 def test_each_hub_gets_its_own_token(hubs: TwoHubs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +169,9 @@ def test_reference_to_a_named_hub_is_fetched_from_there(hubs: TwoHubs, hubs_file
     assert read_shard(shard).stage.source.repo == "org/secret"
     assert hubs.tokens[hubs.source.port] == {f"Bearer {token}"}
     assert f"Bearer {token}" not in hubs.tokens[hubs.target.port]
+    compared = verify_source(done.pipeline, SourceSettings(fetch=True, cache_dir=tmp_path / "other"))
+    assert compared.ok
+    assert compared.num_compared == compared.num_tensors > 0
 
 
 def test_own_hubs_url_names_no_other(hubs: TwoHubs) -> None:

@@ -24,6 +24,7 @@ from shardhub.cli.options import (
     head_settings,
 )
 from shardhub.cli.setting_names import with_flags
+from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
 from shardhub.limits import MAX_REFERENCE_TOKENS
@@ -103,11 +104,12 @@ def verify(
     live: RunFlags,
     whole: ReferenceFlags,
     bytes_: SourceFlags,
+    reading: SourceHubFlags,
     output: Output,
 ) -> int:
     """Check a pipeline's bytes and proof; with an option, its numbers on live nodes or its source's bytes."""
     named = pipeline.named("verify")
-    match _mode(files, live, whole, bytes_):
+    match _mode(files, live, whole, bytes_, reading):
         case "--run":
             nodes = NodeFlags(node=live.node, tls=live.tls, insecure_lan=live.insecure_lan)
             here = LocalFlags(no_local=live.no_local, memory=whole.memory, cache_dir=files.cache_dir)
@@ -129,6 +131,7 @@ def verify(
 
             source = SourceSettings(
                 source_folder=bytes_.source_folder,
+                source_endpoint=reading.source_endpoint,
                 num_tensors=bytes_.num_tensors,
                 seed=bytes_.seed,
                 fetch=files.fetch,
@@ -139,7 +142,7 @@ def verify(
             return _files(named, files, as_json=output.as_json)
 
 
-def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: SourceFlags) -> str:
+def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: SourceFlags, reading: SourceHubFlags) -> str:
     """The option that says how to verify; an empty text for the files alone.
 
     Raises:
@@ -156,6 +159,7 @@ def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: Sourc
         "--node": (bool(live.node), "--run"),
         "--push": (whole.push, "--reference"),
         "--tensors": (bytes_.num_tensors is not None, "--source"),
+        "--source-endpoint": (reading.source_endpoint is not None, "--source"),
     }
     for name, (is_given, mode_needed) in needed.items():
         if is_given and mode != mode_needed:
