@@ -312,6 +312,22 @@ MUTANTS: tuple[Mutant, ...] = (
         new="for session in self._sessions.held_at(link) if not session.is_parked}",
         seed=9,
     ),
+    Mutant(
+        name="renewal-judged-by-what-is-open-now",
+        what="A node's answer to a renewal is applied to a session that was opened after the renewal was sent.",
+        path=f"{_CHAIN}/leases.py",
+        old="session.on_failure(opened[session_id], lost)",
+        new="session.on_failure(session.epoch, lost)",
+        seed=2694,
+    ),
+    Mutant(
+        name="leases-wait-for-the-next-renewal",
+        what="Leases are not renewed when a link is back.",
+        path=f"{_CHAIN}/leases.py",
+        old="        if self._sessions.held_at(link):\n",
+        new="        if False:\n",
+        seed=3771,
+    ),
     # Nodes that come and go.
     Mutant(
         name="loss-not-reported",
