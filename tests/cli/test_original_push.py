@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_are_not_published(command, api: HfApi, mode
 
 def test_hub_model_is_fetched_to_be_computed(command, api: HfApi, model: Path, tmp_path: Path) -> None:
     """The weight files are fetched once into the cache, with a note of their size; the shards equal the folder's."""
-    repo = api.create_repo("ann/original").repo_id
+    repo = api.create_repo("ann/original", private=False).repo_id
     api.upload_folder(repo_id=repo, folder_path=model)
     local = command("split", model, tmp_path / "local", "--cuts", "2", "--name", "m", "--no-parity")
     assert local.exit_code == 0, local.stderr

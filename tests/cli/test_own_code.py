@@ -90,7 +90,7 @@ def test_code_on_a_hub_is_refused_or_left_out(model: Path, mark: Path, tmp_path:
     """A Hub model, read by ranges and pushed, is refused or used without its code likewise."""
     with pushing_hub(tmp_path / "hub") as (hub, _):
         api = HfApi(endpoint=hub.endpoint, token=hub.token("ann"))
-        api.create_repo("ann/model")
+        api.create_repo("ann/model", private=False)
         api.upload_folder(repo_id="ann/model", folder_path=model)
         env = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache")}
         refused = shardhub("split-and-push", "ann/model", "--stages", 2, **env)

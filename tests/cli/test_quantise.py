@@ -85,7 +85,7 @@ def made(command: Callable[..., Result], model: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def repo(api: HfApi, model: Path) -> str:
     """It on the Hub, as floats."""
-    name: str = api.create_repo("ann/floats").repo_id
+    name: str = api.create_repo("ann/floats", private=False).repo_id
     api.upload_folder(repo_id=name, folder_path=model)
     return name
 
