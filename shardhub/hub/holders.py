@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,8 +142,22 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile
     return given
 
 
+@contextmanager
+def own_transfer() -> Iterator[None]:
+    """Limit what `agree_on_transfer` decides to this block: it holds for one Hub, and the process may use others."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
 def agree_on_transfer(calls: HubCalls, repo: str) -> None:
     """Have the client upload as this Hub accepts it: over Xet, its default, or over LFS if the Hub has no Xet.
+
+    Called within `own_transfer`.
 
     The client decides by itself, and fails on a private Hub. Source: `is_xet_available`, huggingface_hub 2.4.0, which
     reads this constant at every upload.

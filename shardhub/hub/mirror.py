@@ -10,7 +10,7 @@ from shardhub.errors import DigestMismatch
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.download import RepoFile, fetch_blob
-from shardhub.hub.holders import agree_on_transfer, to_upload
+from shardhub.hub.holders import agree_on_transfer, own_transfer, to_upload
 from shardhub.hub.listed import ListedFile
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience
@@ -50,6 +50,7 @@ class Mirrored:
     sent_bytes: int
 
 
+@own_transfer()
 def mirror(
     source: PinnedRepo,
     calls: HubCalls,

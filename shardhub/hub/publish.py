@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.commits import changed, commit_on
-from shardhub.hub.holders import agree_on_transfer
+from shardhub.hub.holders import agree_on_transfer, own_transfer
 from shardhub.hub.push_decisions import Action, Decision, obsolete_files
 from shardhub.hub.push_journal import PushJournal, scratch_folder
 from shardhub.hub.push_plan import PushPlan, holders_of, is_whole
@@ -65,6 +65,7 @@ class Published:
     given_bytes: int
 
 
+@own_transfer()
 def publish(
     plan: PushPlan,
     calls: HubCalls,

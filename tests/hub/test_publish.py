@@ -292,6 +292,7 @@ def test_hub_without_xet_is_sent_lfs(ann: Pusher, model: Path, wire: Wire, monke
     assert done.pipeline.action is Action.CREATE
     assert wire.count("GET", "/xet-write-token/") == 1
     assert wire.put_bytes == done.uploaded_bytes
+    assert not constants.HF_HUB_DISABLE_XET, "another Hub of this process may have Xet"
 
 
 def test_push_goes_over_xet(ann: Pusher, model: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
