@@ -9,7 +9,7 @@ from shardhub.chain.recovery import Recoverer
 from shardhub.chain.session import ChainSession
 from shardhub.chain.settings import Recovery
 from shardhub.chain.stream import Stream
-from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, ShardhubError
+from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 
 
 class Growth:
@@ -35,7 +35,8 @@ class Growth:
         full, context, kept = stream.session, stream.next_context, stream.kept_ids()
         try:
             larger = await self._chain.open(context=context, parameters=full.parameters, fork_of=full, position=kept)
-        except (ContextExceeded, Overloaded, SessionNotRewindable):
+        except (ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown):
+            # No room there, or a stage that may not begin more sessions, such as a stand-in whose node is back.
             return await self._make_way(stream, full, context, kept)
         except ShardhubError as error:
             stream.interrupt(error)

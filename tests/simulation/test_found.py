@@ -82,3 +82,21 @@ def test_leases_are_renewed_as_soon_as_a_link_is_back() -> None:
     outcome = run(scenario)
     assert outcome.failures == []
     assert outcome.outcomes == ["length"]
+
+
+def test_a_stream_outgrows_its_session_on_a_stand_in_whose_node_is_back() -> None:
+    """The stand-in begins no session any more, so the larger one is opened on the node, and the answer goes on there."""
+    scenario = Scenario(
+        seed=1381,
+        cuts=(1, 2, 3),
+        nodes=tuple(NodeSpec(first=at, last=at, id_s=0.01 if at == 1 else 0.002) for at in range(3)),
+        heads=(HeadSpec(at_s=0.0, first_answer=4, may_stand_in=True),),
+        requests=(
+            RequestSpec(at_s=1.3177, prompt=90, words=0, max_tokens=1),
+            RequestSpec(at_s=2.1663, prompt=90, words=1, max_tokens=16, seed=1, score=True, read_s=0.05),
+        ),
+        faults=(faults.Kill(at_s=1.9363, node=2, back_s=7.0),),
+    )
+    outcome = run(scenario)
+    assert outcome.failures == []
+    assert outcome.outcomes == ["length", "length"]
