@@ -85,7 +85,7 @@ def test_leases_are_renewed_as_soon_as_a_link_is_back() -> None:
 
 
 def test_a_stream_outgrows_its_session_on_a_stand_in_whose_node_is_back() -> None:
-    """The stand-in begins no session any more, so the larger one is opened on the node, and the answer goes on there."""
+    """The stand-in begins no more sessions, so the larger one is opened on the node, and the answer goes on there."""
     scenario = Scenario(
         seed=1381,
         cuts=(1, 2, 3),
