@@ -282,11 +282,21 @@ def test_cards_on_the_hub_are_parsed_and_link(ann: Pusher, model: Path, tmp_path
     assert {"base_model:org/model", "shardhub-pipeline", "license:apache-2.0"} <= set(info.tags)
 
 
-def test_hub_without_xet_is_sent_lfs(ann: Pusher, model: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def over_xet(served) -> Iterator[None]:
+    """The client's default, until the Hub of the test is gone."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+        yield
+
+
+@pytest.mark.usefixtures("over_xet")
+def test_hub_without_xet_is_sent_lfs(ann: Pusher, model: Path, wire: Wire) -> None:
     """The client's default is Xet; a Hub without it is detected before the first upload."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     wire.fault("GET", "/xet-write-token/", lambda _: JSONResponse({"error": "Not Found"}, 404))
     done = ann.push(model, [4])
     assert done.pipeline.action is Action.CREATE
@@ -295,11 +305,9 @@ def test_hub_without_xet_is_sent_lfs(ann: Pusher, model: Path, wire: Wire, monke
     assert not constants.HF_HUB_DISABLE_XET, "another Hub of this process may have Xet"
 
 
-def test_push_goes_over_xet(ann: Pusher, model: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("over_xet")
+def test_push_goes_over_xet(ann: Pusher, model: Path, wire: Wire) -> None:
     """Where the Hub has Xet, weights are sent over it; an update with other cuts sends nothing twice."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     first = ann.push(model, [4])
     assert first.pipeline.action is Action.CREATE
     assert wire.count("POST", "/v1/shards") > 0
