@@ -302,7 +302,7 @@ class Manifest(Document):
     """shardhub.json: the pipeline's lock file.
 
     Attributes:
-        format_version: 2 if weights are to be had from the source, which readers of version 1 cannot do; else 1.
+        format_version: 2 if weights can be fetched from the source, which readers of version 1 cannot do; else 1.
         name: Base name of the shards.
         stages: In order; together they cover every layer exactly once.
         files: sha256 of the config, tokenizer and chat template files beside the manifest, by name.

@@ -167,7 +167,7 @@ def _manifest() -> dict[str, Any]:
 
 
 def _referring() -> dict[str, Any]:
-    """A manifest whose first stage is also to be had from the source."""
+    """A manifest that names the source as a second place of its first stage."""
     document = _manifest() | {"format_version": 2, "source": {"repo": "org/model", "commit": "a" * 40}}
     return _with(document, "stages.0.locations.2", {"kind": "source", "repo": "org/model", "commit": "a" * 40})
 

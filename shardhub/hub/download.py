@@ -101,7 +101,7 @@ def fetch_blob(
     """Fetch a file into the cache, unless it is there or another process fetches it meanwhile.
 
     Args:
-        origins: Where the file is to be had; each is tried if those before it fail, and goes on where they stopped.
+        origins: Places to fetch the file from, in order. If one fails, the next goes on where it stopped.
         sha256: Digest that its bytes must have.
         cache: The cache.
         check: Checks the file before it is put in place; raises if it must not be used.

@@ -16,7 +16,7 @@ class Neighbours(Protocol):
         """Find out which of these files they have; whoever does not answer is left out."""
 
     def origins(self, file: WeightFile) -> Sequence[Origin]:
-        """Where a file is to be had, of those that were asked for."""
+        """The places that can give a file, which is one of those that were asked for."""
         ...
 
 

@@ -63,7 +63,7 @@ class Referred:
     """What `Referral.run` wrote.
 
     Attributes:
-        num_referenced: Number of weight files that are to be had from the source.
+        num_referenced: Number of weight files that nodes can fetch from the source.
         dropped_bytes: Bytes of weight files that the newest commits no longer hold.
     """
 
@@ -74,7 +74,7 @@ class Referred:
 
 
 def find_published(calls: HubCalls, repo: str) -> PublishedPipeline:
-    """Find a pipeline whose weight files may be to be had from its source.
+    """Find a pipeline whose weight files may be in its source, too.
 
     Args:
         calls: The Hub.
@@ -115,17 +115,17 @@ class Referral:
         published: The pipeline.
         checkpoint: Its source.
         stored_names: The source's name of each tensor that is copied unchanged, by its name in the shards.
-        drop_copies: Whether the shards' newest commits no longer hold what is to be had from the source.
+        drop_copies: Whether the weight files that nodes can fetch from the source are deleted from the shards.
         signer: Signs the changed manifest.
 
     Attributes:
         num_files: Number of all weight files.
-        num_referenced: Number of those that are to be had from the source; the others have computed tensors.
+        num_referenced: Number of those that nodes can fetch from the source; the others have computed tensors.
         read_bytes: Bytes of the source that have to be compared.
         dropped_bytes: Bytes of weight files to be dropped.
 
     Raises:
-        UsageError: No weight file is to be had from the source, or the manifest is signed and there is no `signer`.
+        UsageError: The source holds none of the weight files, or the manifest is signed and there is no `signer`.
     """
 
     def __init__(

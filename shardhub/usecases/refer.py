@@ -24,7 +24,7 @@ class Refer:
 
     Args:
         pipeline: Its repo.
-        drop_copies: Whether the shards' repos no longer hold what is to be had from the source.
+        drop_copies: Whether the shards' repos no longer hold the weight files that nodes can fetch from the source.
         sign_key: File of the key that signs the changed manifest.
         cache_dir: The cache's folder; None takes the user's.
         watcher: Notified of the current activity.

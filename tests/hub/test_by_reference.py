@@ -100,7 +100,7 @@ def test_documents_only_are_published(api: HfApi, referring: Referring, copied) 
 
 
 def test_manifest_names_the_source_in_version_2(api: HfApi, referring: Referring, copied) -> None:
-    """Each stage is to be had from its repo's ranges and the source's commit; the pipeline id is that of copies."""
+    """The manifest names each shard's repo and the source; the pipeline id is the same as that of an upload."""
     data = document(api, referring.published.pipeline.repo, MANIFEST_FILE)
     manifest = decode_identified(Manifest, data, where=MANIFEST_FILE)
     commit = read_shard(copied(0)).stage.source.commit
@@ -346,7 +346,7 @@ def other_file(ranges: dict[str, Any]) -> None:
 
 
 def other_source(ranges: dict[str, Any]) -> None:
-    """The bytes are to be had from somebody else."""
+    """Another place gives the bytes."""
     ranges["source"]["repo"] = "mallory/model"
 
 

@@ -49,7 +49,7 @@ def refer(
         watcher=Terminal(),
     )
     planned = referring.referral
-    note(f"{planned.num_referenced} of {planned.num_files} weight files are to be had from {referring.source}")
+    note(f"{planned.num_referenced} of {planned.num_files} weight files can be fetched from {referring.source}")
     if planned.dropped_bytes:
         note(f"to be deleted from the shards' repos: {size_text(planned.dropped_bytes)}; their old commits keep them")
     if writing.dry_run:
