@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from shardhub.cli.app import app
-from shardhub.localhub.server import RunningHub
 from tests import originals
-from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
+from tests.hub.pushing import OVER_LFS
 
 pytestmark = OVER_LFS
 NAME = "mixtral"
@@ -26,17 +24,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = originals.write(NAME, tmp_path_factory.mktemp("push") / "model")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, Wire]]:
-    with pushing_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def api(served: tuple[RunningHub, Wire]) -> HfApi:
-    return HfApi(endpoint=served[0].endpoint, token=served[0].token("ann"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from shardhub.cli.app import app
 from shardhub.localhub.server import RunningHub
 from tests import cut
-from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
+from tests.hub.pushing import OVER_LFS, Wire
 
 pytestmark = OVER_LFS
 
@@ -32,17 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     tiny_tokenizer(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, Wire]]:
-    with pushing_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def api(served: tuple[RunningHub, Wire]) -> HfApi:
-    return HfApi(endpoint=served[0].endpoint, token=served[0].token("ann"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,7 +23,7 @@ from shardhub.localhub.server import RunningHub
 from shardhub.manifest import SourceQuantization
 from shardhub.shard import read_pipeline, read_shard
 from tests import forks, originals
-from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
+from tests.hub.pushing import OVER_LFS, Wire
 
 pytestmark = OVER_LFS
 OPTIONS = ("--q-bits", "4", "--q-group-size", "32")
@@ -40,17 +40,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, Wire]]:
-    with pushing_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def api(served: tuple[RunningHub, Wire]) -> HfApi:
-    return HfApi(endpoint=served[0].endpoint, token=served[0].token("ann"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,6 +94,18 @@ class Wire:
                     return
         await self.app(scope, counted, send)
         self.after(method, path)
+
+    def kill_at(self, method: str, part: str, number: int, program: str, *arguments: str) -> None:
+        """Run a Python program, and kill it once so many requests of a method and path have been answered."""
+        num_seen = itertools.count(1)
+
+        def after(done_method: str, done_path: str) -> None:
+            if done_method == method and part in done_path and next(num_seen) == number:
+                running.kill()
+
+        self.after = after
+        running = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, *arguments])
+        assert running.wait() == -signal.SIGKILL
 
 
 @contextmanager

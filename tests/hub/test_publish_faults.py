@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,20 +69,7 @@ def test_push_is_finished_after_a_kill(
     ann: Pusher, model: Path, wire: Wire, method: str, part: str, number: int
 ) -> None:
     """After kill -9 at any point no pipeline is visible, and the next run finishes without sending a byte twice."""
-    running: list[subprocess.Popen[bytes]] = []
-    seen = 0
-
-    def after(done_method: str, done_path: str) -> None:
-        nonlocal seen
-        if done_method == method and part in done_path:
-            seen += 1
-            if seen == number:
-                os.kill(running[0].pid, signal.SIGKILL)
-
-    wire.after = after
-    arguments = [ann.api.endpoint, ann.token, str(ann.cache), str(model)]
-    running.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", PUSH, *arguments]))
-    assert running[0].wait() == -signal.SIGKILL
+    wire.kill_at(method, part, number, PUSH, ann.api.endpoint, ann.token, str(ann.cache), str(model))
     before = wire.put_bytes
     pipelines = [info.id for info in ann.api.list_models(author="ann", filter="shardhub-pipeline")]
     assert pipelines == []

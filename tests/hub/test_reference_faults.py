@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,20 +78,7 @@ def test_killed_push_is_finished_by_the_next_run(
     user = f"user-{tmp_path.name.rsplit('_', 1)[-1]}-{number}".replace("_", "-")
     token = hub.hub.token(user, groups=["ann"])
     api = hub_api(hub.endpoint, token)
-    running: list[subprocess.Popen[bytes]] = []
-    seen = 0
-
-    def after(done_method: str, done_path: str) -> None:
-        nonlocal seen
-        if done_method == method and part in done_path:
-            seen += 1
-            if seen == number:
-                os.kill(running[0].pid, signal.SIGKILL)
-
-    wire.after = after
-    arguments = [hub.endpoint, token, user, whole.source, str(tmp_path)]
-    running.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", PUSH, *arguments]))
-    assert running[0].wait() == -signal.SIGKILL
+    wire.kill_at(method, part, number, PUSH, hub.endpoint, token, user, whole.source, str(tmp_path))
     assert not list(api.list_models(author=user, filter="shardhub-pipeline"))
     wire.reset()
     made = push(api, user, whole.source, [3], tmp_path)
