@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import shardhub
 from shardhub.demo.smollm2 import fetch_and_convert
 from tests import selection
 
@@ -38,9 +41,14 @@ REQUIRED = {name for name in os.environ.get("SHARDHUB_REQUIRED_TESTS", "").split
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Mark tests before pytest chooses among them."""
     selection.mark(items)
+    if config.pluginmanager.hasplugin("_cov"):
+        # Many modules are imported on first use: were that in an unmeasured test, their definitions would not count.
+        for module in pkgutil.walk_packages(shardhub.__path__, "shardhub."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
