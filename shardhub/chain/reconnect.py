@@ -174,7 +174,10 @@ class Reconnector(ChainObserver):
             return
         stand_in = _stand_in_of(place.stage) or self._chain.add(local, PlaceState.ENDED)
         await self._chain.replace(stand_in, local, PlaceState.STAND_IN)
-        self._tell_served(stand_in, "back")
+        if any(other.state is PlaceState.LIVE for other in place.stage):  # a node came while the stage was loaded
+            self._relieve(place.stage)
+        else:
+            self._tell_served(stand_in, "back")
 
     def _relieve(self, stage: Sequence[Place]) -> None:
         """Relieve the stage's stand-in, as a node serves the stage: it takes no new work, and ends once idle."""

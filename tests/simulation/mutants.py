@@ -410,6 +410,14 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=9,
     ),
     Mutant(
+        name="stand-in-comes-too-late",
+        what="A stand-in that was loaded while a node took its stage over serves beside the node.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="if any(other.state is PlaceState.LIVE for other in place.stage):",
+        new="if False:",
+        seed=4973,
+    ),
+    Mutant(
         name="stand-in-not-released",
         what="A relieved stand-in keeps its memory.",
         path=f"{_CHAIN}/reconnect.py",

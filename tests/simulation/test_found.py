@@ -100,3 +100,21 @@ def test_a_stream_outgrows_its_session_on_a_stand_in_whose_node_is_back() -> Non
     outcome = run(scenario)
     assert outcome.failures == []
     assert outcome.outcomes == ["length", "length"]
+
+
+def test_a_node_that_comes_while_its_stand_in_is_loaded_ends_the_stand_in() -> None:
+    """A head that slept finds a lost node at its new address while it loads that node's stage."""
+    scenario = Scenario(
+        seed=1,
+        cuts=(1, 2, 3),
+        nodes=(NodeSpec(first=0, last=1), NodeSpec(first=2, last=2)),
+        heads=(HeadSpec(at_s=0.0, may_stand_in=True),),
+        faults=(
+            faults.Kill(at_s=1.1, node=0, back_s=1.0, moved=True),
+            faults.Freeze(at_s=1.5, host=-1, for_s=25.0),
+        ),
+        latency_s=0.0005,
+    )
+    outcome = run(scenario, tells=True)
+    assert outcome.failures == []
+    assert any("served by 10.0.2.1" in line for line in outcome.story)
