@@ -41,7 +41,7 @@ def require(role: Role, doing: str) -> None:
         AccessError: The certificate is for another role.
     """
     peer = caller.get()
-    if peer is not None and peer.role is not role:
+    if peer is not None and not peer.role.includes(role):
         raise AccessError(f"Only a {role.value} may {doing}.", why=f"The certificate belongs to {peer}.")
 
 
@@ -95,7 +95,7 @@ class CallerCheck(grpc.aio.ServerInterceptor):
             peer = self._peer(context)
             self._trust.check(peer)
             is_node_call = method in _FOR_NODES or method.startswith(_FOR_ALL)
-            if peer.role is not Role.HEAD and not (peer.role is Role.NODE and is_node_call):
+            if not peer.role.includes(Role.HEAD) and not (peer.role is Role.NODE and is_node_call):
                 raise AccessError("Only a head may do this.", why=f"The certificate belongs to {peer}.")
         except ShardhubError as error:
             await _abort(context, error)

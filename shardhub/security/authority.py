@@ -19,6 +19,7 @@ from shardhub.locks import lock_held
 from shardhub.manifest import Document, decode, encode
 from shardhub.security.certificates import (
     LIFE,
+    MACHINE_ROLES,
     NAME_PATTERN,
     Role,
     check_name,
@@ -45,7 +46,7 @@ class Issued(Document):
     """A certificate in the ledger: serial in hexadecimal, times in ISO 8601."""
 
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-    role: Literal["head", "node"]
+    role: Role
     serial: Annotated[str, Field(pattern="^[0-9a-f]{1,40}$")]
     issued_at: str
     not_after: str
@@ -154,13 +155,15 @@ class Authority:
         now: dt.datetime,
         life: dt.timedelta = LIFE,
     ) -> Certificate:
-        """Issue a certificate to a head or node.
+        """Issue a certificate to a machine.
 
         Raises:
             UsageError: The name is not valid.
             CertificateRefused: The name was revoked.
         """
         check_name(name)
+        if role not in MACHINE_ROLES:
+            raise UsageError(f"A machine cannot have the role {role.value}.")
         if name == OWN_NAME:
             raise UsageError(f"{name} is the authority's own name.", hint="Choose another name.")
         with self._locked():
@@ -169,7 +172,7 @@ class Authority:
             made = make_certificate(self.certificate, self._key, public_key, name=name, role=role, now=now, life=life)
             entry = Issued(
                 name=name,
-                role="head" if role is Role.HEAD else "node",
+                role=role,
                 serial=f"{made.serial_number:x}",
                 issued_at=now.isoformat(timespec="seconds"),
                 not_after=made.not_valid_after_utc.isoformat(timespec="seconds"),

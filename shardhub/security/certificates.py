@@ -34,11 +34,20 @@ _CURVE = ec.SECP256R1
 
 
 class Role(StrEnum):
-    """Roles of a certificate's owner."""
+    """Roles of a certificate's owner; a member is a head and a node in one."""
 
     HEAD = "head"
     NODE = "node"
+    MEMBER = "member"
     AUTHORITY = "authority"
+
+    def includes(self, role: Role) -> bool:
+        """Whether an owner of this role may do what one of another role may."""
+        return self is role or (self is Role.MEMBER and role in (Role.HEAD, Role.NODE))
+
+
+# Roles of a cluster's machines.
+MACHINE_ROLES = (Role.HEAD, Role.NODE, Role.MEMBER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +117,8 @@ def make_certificate(
         UsageError: The name is not valid.
     """
     check_name(name)
-    hosts = {Role.NODE: [NODE_HOST, node_host(name)], Role.AUTHORITY: [AUTHORITY_HOST], Role.HEAD: []}[role]
+    hosts = [NODE_HOST, node_host(name)] if role.includes(Role.NODE) else []
+    hosts += [AUTHORITY_HOST] if role is Role.AUTHORITY else []
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"shardhub:{role.value}:{name}")]
     names += [x509.DNSName(host) for host in hosts]
     # A head's certificate cannot be used to serve: it lacks a host name and the server purpose.

@@ -14,7 +14,16 @@ from pydantic import Field
 
 from shardhub.errors import CertificateRefused, IdentityError
 from shardhub.manifest import Document, decode, encode
-from shardhub.security.certificates import Peer, Role, check_issued, key_pem, load_certificate, peer_of, pem
+from shardhub.security.certificates import (
+    MACHINE_ROLES,
+    Peer,
+    Role,
+    check_issued,
+    key_pem,
+    load_certificate,
+    peer_of,
+    pem,
+)
 from shardhub.security.files import make_folder, read_file, write_file
 from shardhub.security.revocations import Revocations, read_revocations
 
@@ -65,6 +74,11 @@ def identity_file(folder: Path, role: Role) -> Path:
     return folder / f"{role.value}.pem"
 
 
+def has_identity(folder: Path, role: Role) -> bool:
+    """Whether a folder has a certificate that stands for a role."""
+    return any(identity_file(folder, other).exists() for other in MACHINE_ROLES if other.includes(role))
+
+
 def check_folder(folder: Path, authority_pem: bytes) -> None:
     """Check that a folder does not belong to another authority.
 
@@ -108,14 +122,16 @@ def store_identity(
 
 
 def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
-    """Load a role's key and certificate.
+    """Load a role's key and certificate; a member's, if the folder has none for the role itself.
 
     Raises:
         IdentityError: They are missing, damaged, readable by others, not yet valid, or expired.
     """
     path = identity_file(folder, role)
+    if not path.exists() and role in MACHINE_ROLES:
+        path = identity_file(folder, Role.MEMBER)
     if not path.exists():
-        others = [other.value for other in (Role.HEAD, Role.NODE) if identity_file(folder, other).exists()]
+        others = [other.value for other in MACHINE_ROLES if identity_file(folder, other).exists()]
         why = f"It holds one for a {others[0]}." if others else "It has neither a head's nor a node's certificate."
         raise IdentityError(
             f"{folder} has no certificate for a {role.value}.",
@@ -132,7 +148,7 @@ def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
         check_issued(certificate, authority)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise ValueError("key and certificate do not match")
-        if peer.role is not role:
+        if not peer.role.includes(role):
             raise ValueError(f"it is for a {peer.role.value}")
     except (ValueError, TypeError, CertificateRefused) as error:
         # Never quote the error's text: it may repeat the file, which holds a key.

@@ -22,8 +22,8 @@ from shardhub.errors import (
 )
 from shardhub.security.certificates import (
     AUTHORITY_HOST,
+    MACHINE_ROLES,
     Peer,
-    Role,
     check_issued,
     fingerprint,
     load_certificate,
@@ -80,7 +80,7 @@ async def join(line: InviteLine, folder: Path) -> Joined:
     peer = peer_of(certificate)
     revoked = _text(answer, "revoked").encode()
     read_revocations(revoked, authority)
-    if certificate.public_key() != key.public_key() or peer.role not in (Role.HEAD, Role.NODE):
+    if certificate.public_key() != key.public_key() or peer.role not in MACHINE_ROLES:
         raise WireError("The authority sent a certificate for another key, name or role.")
     desk = answer.get("desk")
     path = store_identity(

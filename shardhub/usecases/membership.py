@@ -11,15 +11,13 @@ from pathlib import Path
 from shardhub.errors import ShardhubError, UsageError
 from shardhub.security import joining
 from shardhub.security.authority import KEY_FILE, Authority, Ledger
-from shardhub.security.certificates import Peer, Role, fingerprint
+from shardhub.security.certificates import MACHINE_ROLES, Peer, Role, fingerprint
 from shardhub.security.identity import identity_file, load_desk, load_identity
 from shardhub.security.invite import parse_invite
 from shardhub.security.joining import Joined
 from shardhub.security.trust import Trust, utc_now
 from shardhub.usecases.authority import USERS_FOLDERS, CertificateFolders
 from shardhub.usecases.trust import default_folder
-
-_ROLES = (Role.HEAD, Role.NODE)
 
 
 def join(line: str, folder: Path | None = None) -> Joined:
@@ -50,7 +48,7 @@ def renew(folder: Path | None = None, *, on_renewed: Callable[[Peer], None] = la
         CertificateRefused, NodeUnreachable, IdentityError: As `join`.
     """
     place = folder or default_folder()
-    roles = [role for role in _ROLES if identity_file(place, role).exists()]
+    roles = [role for role in MACHINE_ROLES if identity_file(place, role).exists()]
     address = load_desk(place)
     if not roles or address is None:
         raise UsageError(
@@ -110,7 +108,7 @@ def certificates(folders: CertificateFolders = USERS_FOLDERS) -> Certificates:
         IdentityError: The authority's files are damaged, or its key is open to others.
     """
     place, now = folders.own_folder, utc_now()
-    own = tuple(_own(place, role, now) for role in _ROLES if identity_file(place, role).exists())
+    own = tuple(_own(place, role, now) for role in MACHINE_ROLES if identity_file(place, role).exists())
     home = folders.authority_folder
     authority = None
     if (home / KEY_FILE).exists():

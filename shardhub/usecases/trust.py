@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardhub.errors import UsageError
 from shardhub.security.certificates import Role
-from shardhub.security.identity import identity_file
+from shardhub.security.identity import has_identity
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -82,6 +82,6 @@ def _trust(named: Path | None, role: Role, *, insecure_lan: bool) -> Trust | Non
     if insecure_lan:
         return None
     folder = named or default_folder()
-    if named is None and not identity_file(folder, role).exists():
+    if named is None and not has_identity(folder, role):
         return None
     return Trust(folder, role)

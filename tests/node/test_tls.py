@@ -176,6 +176,21 @@ async def test_a_head_runs_a_session_over_tls(engine, node, head):
 
 
 @in_loop
+async def test_a_member_is_a_head_and_a_node(engine, cluster):
+    """With members' certificates alone a machine gives orders, serves, and opens a neighbour's link."""
+    serves, orders = cluster.trust("mini", Role.MEMBER), cluster.trust("laptop", Role.MEMBER)
+    async with serving(engine, serves) as address:
+        assert (await meet(address, orders)).role is Role.MEMBER
+        async with linked(address, orders) as (link, lost):
+            await runs_a_step(link)
+            assert lost.empty()
+        async with (await open_channel(address, over_tls(orders), OPTIONS)).channel as channel:
+            call = NodeStub(channel).Link()
+            await call.write(codec.hello_message(head=new_id(), lane=Lane.DECODE, version=1, is_head=False))
+            assert (await call.read()) is not grpc.aio.EOF
+
+
+@in_loop
 async def test_a_foreign_head_is_refused(engine, cluster, node, tmp_path):
     """A head of another cluster is refused, and gets no data from the node."""
     other = Cluster(tmp_path / "two").trust("laptop", Role.HEAD)

@@ -71,6 +71,21 @@ async def test_a_machine_joins_once(cluster, tmp_path):
 
 
 @in_loop
+async def test_a_member_has_one_certificate_for_both_roles(cluster, tmp_path):
+    """A machine that joins as a member serves and runs prompts with one certificate, and renews it as such."""
+    async with open_desk(cluster, Clock(), role=Role.MEMBER) as (_, _, line):
+        joined = await join(line, tmp_path / "tls")
+    for role in (Role.HEAD, Role.NODE):
+        assert Trust(tmp_path / "tls", role, clock=lambda: NOW).identity.peer == joined.peer
+    async with open_desk(cluster, Clock(), name=None) as (_, _, address):
+        await renew(Trust(tmp_path / "tls", Role.NODE, clock=lambda: NOW), address)
+    renewed = load_identity(tmp_path / "tls", Role.HEAD, now=NOW).peer
+    assert (renewed.name, renewed.role) == ("mini", Role.MEMBER)
+    assert renewed.serial != joined.peer.serial
+    assert [one.role for one in cluster.authority.ledger().issued] == [Role.MEMBER, Role.MEMBER]
+
+
+@in_loop
 async def test_the_key_never_leaves_the_machine(cluster, tmp_path):
     """What the authority keeps of a machine that joined does not contain the machine's private key."""
     async with open_desk(cluster, Clock()) as (_, _, line):

@@ -36,6 +36,7 @@ class MachineRole(StrEnum):
 
     HEAD = "head"
     NODE = "node"
+    MEMBER = "member"
 
 
 Authority = Annotated[
@@ -82,7 +83,8 @@ class RoleFlags:
     """What the machine is."""
 
     role: Annotated[
-        MachineRole, typer.Option("--role", help="Role of the machine: node serves stages, head runs prompts.")
+        MachineRole,
+        typer.Option("--role", help="Role of the machine: node serves stages, head runs prompts, member does both."),
     ] = MachineRole.NODE
 
 
