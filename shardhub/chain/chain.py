@@ -287,6 +287,7 @@ class Chain:
             await link.stop()
             raise
         self.paths.revive(place, state)
+        self.leases.close_left_since(link)
 
     def is_carrying(self, place: Place) -> bool:
         """Whether sessions that are not parked use a place."""

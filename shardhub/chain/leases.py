@@ -90,6 +90,11 @@ class Leases:
         """Close the sessions that were given up while a link's node was away."""
         await self._close(link, self._left_open.pop(link.name, []))
 
+    def close_left_since(self, link: StageLink) -> None:
+        """Begin to close what was given up between `close_left_open` and the moment at which the link is there."""
+        if sessions := self._left_open.pop(link.name, []):
+            self._tasks.begin(self._close(link, sessions))
+
     def renew_at(self, link: StageLink) -> None:
         """Renew what a node may still hold whose link is there again: the next regular renewal may come too late."""
         if self._sessions.held_at(link):

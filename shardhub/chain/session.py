@@ -110,6 +110,7 @@ class ChainSession:
         self._lost: Callable[[], None] = lambda: None
         self._chain = chain
         self._pending: dict[int, asyncio.Future[RowResult]] = {}
+        self._opening: dict[StageLink, asyncio.Task[Opened]] = {}
         self._failure: ShardhubError | None = None
 
     @property
@@ -131,7 +132,8 @@ class ChainSession:
         self.epoch += 1
         self._failure = None
         calls = [
-            link.open(
+            self._open_at(
+                link,
                 OpenSession(
                     head=self._chain.head,
                     session=self.id,
@@ -141,7 +143,7 @@ class ChainSession:
                     next_hop=hop,
                     position=position,
                     fork_of=fork_of.id if fork_of else b"",
-                )
+                ),
             )
             for link, hop in zip(self.path.links, self.path.hops, strict=True)
         ]
@@ -305,7 +307,16 @@ class ChainSession:
     async def _close_everywhere(self) -> None:
         await asyncio.gather(*(self._close_at(link) for link in self.path.links))
 
+    async def _open_at(self, link: StageLink, call: OpenSession) -> Opened:
+        """Open it at one stage. If the caller is cancelled, the call goes on: its message may be on its way."""
+        opening = self._opening[link] = asyncio.create_task(link.open(call))
+        opening.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have left
+        return await asyncio.shield(opening)
+
     async def _close_at(self, link: StageLink, *, park: bool = False) -> bool:
+        # A node that is asked to close a session before it opens it would hold it until its lease ends.
+        if (opening := self._opening.pop(link, None)) is not None:
+            await asyncio.wait({opening})
         try:
             await link.close_session(self._chain.head, self.id, self.epoch, park=park)
         except ShardhubError as error:

@@ -270,6 +270,22 @@ MUTANTS: tuple[Mutant, ...] = (
         new="await all_of(calls)",
         seed=196,
     ),
+    Mutant(
+        name="closed-before-it-is-open",
+        what="A session is closed at a node that has not opened it yet.",
+        path=f"{_CHAIN}/session.py",
+        old="            await asyncio.wait({opening})\n",
+        new="            pass\n",
+        seed=7232,
+    ),
+    Mutant(
+        name="left-open-while-a-link-opens",
+        what="A session that is given up while the link to its node is being opened again is never closed there.",
+        path=f"{_CHAIN}/chain.py",
+        old="        self.leases.close_left_since(link)\n",
+        new="",
+        seed=7645,
+    ),
     # Steps and credit.
     Mutant(
         name="credit-lost-with-a-failure",

@@ -118,3 +118,42 @@ def test_a_node_that_comes_while_its_stand_in_is_loaded_ends_the_stand_in() -> N
     outcome = run(scenario, tells=True)
     assert outcome.failures == []
     assert any("served by 10.0.2.1" in line for line in outcome.story)
+
+
+def test_a_session_that_is_given_up_while_it_is_opened_is_held_by_no_node() -> None:
+    """A client leaves while its session is being opened, and the order to close may overtake the one to open."""
+    scenario = Scenario(
+        seed=7232,
+        cuts=(1, 2, 3),
+        nodes=tuple(NodeSpec(first=stage, last=stage) for stage in range(3)),
+        heads=(HeadSpec(at_s=0.0),),
+        requests=tuple(
+            RequestSpec(at_s=0.5 + 0.1 * at, prompt=5, words=at, own=3, reuse=False, max_tokens=8, leaves_s=0.003 * at)
+            for at in range(1, 9)
+        ),
+        latency_s=0.0005,
+        jitter_s=0.02,
+    )
+    outcome = run(scenario)
+    assert outcome.failures == []
+    assert "left" in outcome.outcomes
+
+
+def test_a_session_that_is_given_up_while_a_link_opens_again_is_held_by_no_node() -> None:
+    """A client leaves after the head has closed what it gave up earlier, and before the link is there again."""
+    scenario = Scenario(
+        seed=7645,
+        nodes=(NodeSpec(first=0, last=0), NodeSpec(first=1, last=1)),
+        requests=tuple(
+            RequestSpec(
+                at_s=1.5, prompt=5, words=at, own=3, reuse=False, max_tokens=40, leaves_s=1.3 + 0.1 * at, read_s=1.0
+            )
+            for at in range(8)
+        ),
+        faults=tuple(faults.Reset(at_s=2.7, one=-1, other=node) for node in (0, 1)),
+        lease_s=30.0,
+        latency_s=0.05,
+    )
+    outcome = run(scenario)
+    assert outcome.failures == []
+    assert "left" in outcome.outcomes
