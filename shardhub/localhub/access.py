@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from typing import TypeVar
 from urllib.parse import unquote
 
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +15,8 @@ from shardhub.localhub.refusals import Refusal, no_credentials, repo_not_found, 
 from shardhub.localhub.repos import Repo, find_readable, find_writable
 from shardhub.localhub.tokens import ANONYMOUS, Caller, find_caller
 
-Result = TypeVar("Result")
+# Has a browser ask for a name and a password.
+SIGN_IN = {"WWW-Authenticate": 'Basic realm="A token of this Hub as the password", charset="UTF-8"'}
 
 
 def hub_of(request: Request) -> LocalHub:

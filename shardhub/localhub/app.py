@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,18 +17,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardhub.errors import ShardhubError
 from shardhub.listening import HostNames
+from shardhub.localhub.access import SIGN_IN, known_caller
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal, answer_error, answer_refusal, answer_system
 from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, pages, repos, revisions, xet
 
 log = logging.getLogger(__name__)
 
+# Uploads, which carry a signature or a token of their own.
+_SIGNED = ("/_lfs/", "/_xet/")
 # nginx's status for a client that closed the connection, which never receives it.
 _CLIENT_GONE = 499
 
 
 def build_app(
-    hub: LocalHub, *, hosts: Collection[str] = (), any_address: bool = False, public_url: str | None = None
+    hub: LocalHub,
+    *,
+    hosts: Collection[str] = (),
+    any_address: bool = False,
+    public_url: str | None = None,
+    anonymous_read: bool = True,
 ) -> ASGIApp:
     """Build the application that serves a Hub.
 
@@ -36,9 +45,11 @@ def build_app(
         hosts: Host names that clients may use, besides those of loopback.
         any_address: Whether clients may also use any IP address, which, unlike a name, cannot be pointed elsewhere.
         public_url: Base of URLs given to clients; by default the one that the client used.
+        anonymous_read: Whether public repos can be read without a token.
     """
     app = Starlette(
-        routes=_routes(),
+        routes=routes(),
+        middleware=[] if anonymous_read else [Middleware(MembersOnly)],
         exception_handlers={
             Refusal: answer_refusal,
             ShardhubError: answer_error,
@@ -88,8 +99,33 @@ class HostCheck:
         log.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, elapsed_ms)
 
 
-def _routes() -> list[Route]:
-    routes = [
+class MembersOnly:
+    """Applied to every request of a Hub that others can reach: it needs a token, whatever its route does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http" and not scope["path"].startswith(_SIGNED):
+            request = Request(scope)
+            try:
+                await known_caller(request)
+            except Refusal as refusal:
+                answer = refusal.response()
+                if "text/html" in request.headers.get("accept", ""):  # a browser, which then asks for the token
+                    answer.headers.update(SIGN_IN)
+                await answer(scope, receive, send)
+                return
+            except ShardhubError as error:
+                await (await answer_error(request, error))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def routes() -> list[Route]:
+    """All routes of a Hub."""
+    listed = [
         Route("/api/whoami-v2", accounts.whoami, methods=["GET"]),
         Route("/api/validate-yaml", accounts.validate_yaml, methods=["POST"]),
         Route("/api/repos/create", repos.create, methods=["POST"]),
@@ -102,27 +138,27 @@ def _routes() -> list[Route]:
         Route("/_xet/{address}/v1/shards", xet.put_file_list, methods=["POST"]),
     ]
     for prefix in ("/api/models", "/api/datasets"):
-        routes.append(Route(prefix, repos.list_all, methods=["GET"]))
-        routes.extend(_api_routes(f"{prefix}/{{namespace}}/{{name}}"))
+        listed.append(Route(prefix, repos.list_all, methods=["GET"]))
+        listed.extend(_api_routes(f"{prefix}/{{namespace}}/{{name}}"))
     for prefix in ("/datasets/{namespace}/{name}", "/{namespace}/{name}"):
-        routes += [
+        listed += [
             Route(f"{prefix}.git/info/lfs/objects/batch", lfs.batch, methods=["POST"]),
             Route(f"{prefix}.git/info/lfs/objects/verify", lfs.verify, methods=["POST"]),
             Route(f"{prefix}/resolve/{{revision}}/{{path:path}}", files.download, methods=["GET"]),  # and HEAD
         ]
-    routes += _page_routes()
-    routes.append(Route("/{rest:path}", accounts.nothing_here, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]))
-    return routes
+    listed += _page_routes()
+    listed.append(Route("/{rest:path}", accounts.nothing_here, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]))
+    return listed
 
 
 def _page_routes() -> list[Route]:
-    routes = [
+    listed = [
         Route("/", pages.for_people(pages.list_repos), methods=["GET"]),
         Route("/_sign-in", pages.for_people(pages.sign_in), methods=["GET"]),
         Route("/{namespace}", pages.for_people(pages.list_repos), methods=["GET"]),
     ]
     for repo in ("/datasets/{namespace}/{name}", "/{namespace}/{name}"):
-        routes += [
+        listed += [
             Route(f"{repo}{path}", pages.for_people(handler), methods=["GET"])
             for path, handler in (
                 ("", pages.show_repo),
@@ -134,7 +170,7 @@ def _page_routes() -> list[Route]:
                 ("/commits/{revision}", pages.show_history),
             )
         ]
-    return routes
+    return listed
 
 
 def _api_routes(repo: str) -> list[Route]:

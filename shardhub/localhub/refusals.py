@@ -91,7 +91,9 @@ def bad_request(message: str) -> Refusal:
 
 def no_credentials() -> Refusal:
     """401: a call that needs a token came without one."""
-    return Refusal(401, "This call needs a token: make one with `shardhub hub token`.")
+    return Refusal(
+        401, "This call needs a token: make one with `shardhub hub token` on the Hub's machine, and set HF_TOKEN to it."
+    )
 
 
 def wrong_credentials() -> Refusal:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.responses import Response
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from shardhub.address import Address
 from shardhub.connections import QuietLoop, server_config
 from shardhub.errors import AddressError
-from shardhub.listening import check_reach, listen_on
+from shardhub.listening import HostNames, check_reach, is_loopback, listen_on
 from shardhub.localhub.app import build_app
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal
@@ -43,12 +44,21 @@ class ServerSettings:
         host, port: Address to listen on; port 0 takes a free one.
         insecure_lan: Whether to listen off loopback, where tokens and weights are sent unencrypted.
         public_url: Base of URLs given to clients, if it differs from the one they use.
+        anonymous_read: Whether others can read public repos without a token. On this machine everybody can.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     insecure_lan: bool = False
     public_url: str | None = None
+    anonymous_read: bool = False
+
+    @property
+    def is_for_members(self) -> bool:
+        """Whether each request needs a token: others reach the Hub, directly or at its public URL."""
+        public_host = urlsplit(self.public_url or "").hostname or "localhost"
+        is_own = is_loopback(self.host) and public_host in HostNames((), any_address=False)
+        return not self.anonymous_read and not is_own
 
 
 class RunningHub:
@@ -136,7 +146,11 @@ class _Server(uvicorn.Server):
         super().__init__(
             server_config(
                 build_app(
-                    hub, hosts=(settings.host,), any_address=settings.insecure_lan, public_url=settings.public_url
+                    hub,
+                    hosts=(settings.host,),
+                    any_address=settings.insecure_lan,
+                    public_url=settings.public_url,
+                    anonymous_read=not settings.is_for_members,
                 ),
                 most=_MAX_CONNECTIONS,
                 files_each=_FILES_EACH,

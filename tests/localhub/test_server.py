@@ -129,9 +129,10 @@ def test_other_addresses_need_insecure_lan(tmp_path: Path) -> None:
     with pytest.raises(AddressError, match="Refusing"), running_hub(tmp_path, ServerSettings(host="0.0.0.0")):
         pass
     with running_hub(tmp_path, ServerSettings(host="0.0.0.0", insecure_lan=True)) as hub:
-        assert httpx2.get(f"http://127.0.0.1:{hub.port}/api/models", timeout=60).status_code == 200
-        for host, expected in (("192.168.1.7:80", 200), ("evil.example", 403)):
-            answer = httpx2.get(f"http://127.0.0.1:{hub.port}/api/models", headers={"Host": host}, timeout=60)
+        token = {"Authorization": f"Bearer {hub.token('ann')}"}
+        for host, expected in ((f"127.0.0.1:{hub.port}", 200), ("192.168.1.7:80", 200), ("evil.example", 403)):
+            headers = {"Host": host, **token}
+            answer = httpx2.get(f"http://127.0.0.1:{hub.port}/api/models", headers=headers, timeout=60)
             assert answer.status_code == expected
 
 

@@ -64,6 +64,10 @@ class ListenFlags:
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
     ] = False
+    anonymous_read: Annotated[
+        bool,
+        typer.Option("--anonymous-read", help="Let other machines read public repos without a token."),
+    ] = False
 
 
 def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
@@ -77,6 +81,7 @@ def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
         port=listening.port,
         insecure_lan=listening.insecure_lan,
         public_url=listening.public_url,
+        anonymous_read=listening.anonymous_read,
     )
     if settings.insecure_lan:
         note("warning: --insecure-lan: anyone on the network path can read weights and tokens, and use the tokens")

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from shardhub.localhub import history, pages, repos
 from shardhub.localhub import tree as trees
-from shardhub.localhub.access import base_url, caller_of, hub_of, parameter, readable_repo
+from shardhub.localhub.access import SIGN_IN, base_url, caller_of, hub_of, parameter, readable_repo
 from shardhub.localhub.card import tags
 from shardhub.localhub.history import DEFAULT_BRANCH, Commit
 from shardhub.localhub.hub import LocalHub
@@ -26,7 +26,6 @@ from shardhub.sizes import traffic_text
 
 # Larger files are offered for download only.
 _MAX_SHOWN_BYTES = 256 << 10
-_ASK = {"WWW-Authenticate": 'Basic realm="A token of this Hub as the password", charset="UTF-8"'}
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -39,7 +38,7 @@ def for_people(handler: Handler) -> Handler:
             return await handler(request)
         except Refusal as refusal:
             if refusal.status == HTTPStatus.UNAUTHORIZED:  # a token that was revoked: the browser must ask again
-                return Response(refusal.message, status_code=refusal.status, headers=_ASK)
+                return Response(refusal.message, status_code=refusal.status, headers=SIGN_IN)
             title, message = HTTPStatus(refusal.status).phrase, refusal.message
             content = pages.render("refused", base=base_url(request), user=None, title=title, message=message)
             return HTMLResponse(content, status_code=refusal.status, headers=pages.HEADERS)
@@ -50,7 +49,7 @@ def for_people(handler: Handler) -> Handler:
 async def sign_in(request: Request) -> Response:
     """GET /_sign-in: have the browser ask for a token, then show the first page."""
     if await caller_of(request) == ANONYMOUS:
-        return Response("Sign in with a token of this Hub.", status_code=401, headers=_ASK)
+        return Response("Sign in with a token of this Hub.", status_code=401, headers=SIGN_IN)
     return RedirectResponse(f"{base_url(request)}/", status_code=303)
 
 
