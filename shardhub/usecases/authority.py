@@ -23,13 +23,13 @@ from shardhub.security.authority import OWN_NAME, Authority
 from shardhub.security.certificates import Role, check_name, new_key
 from shardhub.security.desk import Desk
 from shardhub.security.files import read_file, write_file
+from shardhub.security.folders import default_authority, default_folder
 from shardhub.security.identity import AUTHORITY_FILE, REVOKED_FILE, check_folder, store_identity
 from shardhub.security.invite import INVITE_LIFE_S, Invite
 from shardhub.security.revocations import Revocations
 from shardhub.security.trust import Security, Trust, utc_now
 from shardhub.usecases.addresses import NODES_VARIABLE
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.trust import default_authority, default_folder
 from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.wire.options import client_options
 from shardhub.wire.secure import open_channel

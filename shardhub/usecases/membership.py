@@ -12,12 +12,12 @@ from shardhub.errors import ShardhubError, UsageError
 from shardhub.security import joining
 from shardhub.security.authority import KEY_FILE, Authority, Ledger
 from shardhub.security.certificates import MACHINE_ROLES, Peer, Role, fingerprint
+from shardhub.security.folders import default_folder
 from shardhub.security.identity import identity_file, load_desk, load_identity
 from shardhub.security.invite import parse_invite
 from shardhub.security.joining import Joined
 from shardhub.security.trust import Trust, utc_now
 from shardhub.usecases.authority import USERS_FOLDERS, CertificateFolders
-from shardhub.usecases.trust import default_folder
 
 
 def join(line: str, folder: Path | None = None) -> Joined:

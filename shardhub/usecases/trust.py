@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from shardhub.errors import UsageError
 from shardhub.security.certificates import Role
+from shardhub.security.folders import default_folder, named_folder
 from shardhub.security.identity import has_identity
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.watcher import SILENT, Watcher
-
-TLS_VARIABLE = "SHARDHUB_TLS"
-
-
-def default_folder() -> Path:
-    """The default folder of this user's certificates."""
-    import platformdirs
-
-    return platformdirs.user_config_path("shardhub") / "tls"
-
-
-def default_authority() -> Path:
-    """The default folder of this user's authority."""
-    import platformdirs
-
-    return platformdirs.user_config_path("shardhub") / "authority"
 
 
 def head_security(
@@ -42,12 +26,12 @@ def head_security(
         UsageError: Both are given.
         IdentityError: The named or stored certificate cannot be used.
     """
-    trust = _trust(_named(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
+    trust = _trust(named_certificates(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
     if insecure_lan:
         watcher.note(f"warning: {flag}: anyone on the network path to a node can read prompts and alter answers")
     return Security(
         trust=trust,
-        everywhere=_named(tls, insecure_lan=insecure_lan) is not None,
+        everywhere=named_certificates(tls, insecure_lan=insecure_lan) is not None,
         insecure_lan=insecure_lan,
         insecure_flag=flag,
     )
@@ -63,19 +47,23 @@ def node_trust(tls: str | Path | None, *, insecure_lan: bool, is_loopback: bool)
     Raises:
         UsageError, IdentityError: As `head_security`.
     """
-    named = _named(tls, insecure_lan=insecure_lan)
+    named = named_certificates(tls, insecure_lan=insecure_lan)
     if named is None and is_loopback:
         return None
     return _trust(named, Role.NODE, insecure_lan=insecure_lan)
 
 
-def _named(tls: str | Path | None, *, insecure_lan: bool) -> Path | None:
+def named_certificates(tls: str | Path | None, *, insecure_lan: bool) -> Path | None:
+    """The folder of certificates that the user has named, as an option or in SHARDHUB_TLS; None for the default.
+
+    Raises:
+        UsageError: A folder is named although `insecure_lan` turns certificates off.
+    """
     if tls is not None and insecure_lan:
         raise UsageError("`tls` and `insecure_lan` cannot be combined.", hint="Leave out `insecure_lan`.")
     if insecure_lan:
         return None
-    named = tls or os.environ.get(TLS_VARIABLE)
-    return Path(named) if named else None
+    return Path(tls) if tls else named_folder()
 
 
 def _trust(named: Path | None, role: Role, *, insecure_lan: bool) -> Trust | None:

@@ -16,11 +16,12 @@ import pytest
 
 from shardhub.errors import DigestMismatch, IdentityError, SignatureError, UsageError
 from shardhub.security.certificates import Role
+from shardhub.security.folders import default_folder
 from shardhub.security.signatures import make_signing_key
 from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
-from shardhub.usecases.trust import default_folder, head_security, node_trust
+from shardhub.usecases.trust import head_security, node_trust
 from shardhub.usecases.verify_files import VerifySettings, verify_files
 from tests import cut, nodes, tiny
 from tests.nodes import Node, shardhub
