@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -154,22 +154,28 @@ class Authority:
         role: Role,
         now: dt.datetime,
         life: dt.timedelta = LIFE,
+        hosts: Iterable[str] = (),
     ) -> Certificate:
-        """Issue a certificate to a machine.
+        """Issue a certificate to a machine or its Hub.
+
+        Args:
+            hosts: A Hub's host names and IP addresses.
 
         Raises:
-            UsageError: The name is not valid.
+            UsageError: The name or a host is not valid.
             CertificateRefused: The name was revoked.
         """
         check_name(name)
-        if role not in MACHINE_ROLES:
+        if role not in (*MACHINE_ROLES, Role.HUB):
             raise UsageError(f"A machine cannot have the role {role.value}.")
         if name == OWN_NAME:
             raise UsageError(f"{name} is the authority's own name.", hint="Choose another name.")
         with self._locked():
             ledger = self.ledger()
             self.check_not_revoked(name, ledger)
-            made = make_certificate(self.certificate, self._key, public_key, name=name, role=role, now=now, life=life)
+            made = make_certificate(
+                self.certificate, self._key, public_key, name=name, role=role, now=now, life=life, hosts=hosts
+            )
             entry = Issued(
                 name=name,
                 role=role,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from shardhub.address import ip_of
 from shardhub.errors import CertificateRefused, UsageError
 
 # Every node's certificate carries this host name, whatever its address: whoever dials a node expects it.
@@ -25,6 +26,11 @@ NODE_HOST = "node.shardhub.internal"
 AUTHORITY_HOST = "authority.shardhub.internal"
 # A label of a host name, because a node's certificate also carries NAME.NODE_HOST.
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+
+# Names by which a Hub's own machine calls it.
+_OWN_HOSTS = ("localhost", "127.0.0.1", "::1")
+_HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+_MAX_HOST_CHARS = 253
 
 AUTHORITY_LIFE = dt.timedelta(days=3650)
 LIFE = dt.timedelta(days=90)
@@ -39,6 +45,8 @@ class Role(StrEnum):
     HEAD = "head"
     NODE = "node"
     MEMBER = "member"
+    # A Hub shows its certificate to any HTTPS client, so this one carries the machine's names and addresses.
+    HUB = "hub"
     AUTHORITY = "authority"
 
     def includes(self, role: Role) -> bool:
@@ -67,6 +75,27 @@ class Peer:
 def node_host(name: str) -> str:
     """The host name that only this node's certificates carry, so that no other node can answer for it."""
     return f"{name}.{NODE_HOST}"
+
+
+def hub_hosts(name: str) -> frozenset[str]:
+    """Names that every Hub's certificate carries beside its addresses: the machine's, and those it calls itself by."""
+    return frozenset({name, f"{name}.local", *_OWN_HOSTS})
+
+
+def check_host(host: str) -> str:
+    """Check that a Hub's certificate may carry a host name or IP address, and return it in its usual form.
+
+    Raises:
+        UsageError: The text is neither.
+    """
+    try:
+        return str(ip_of(host))
+    except ValueError:
+        pass
+    name = host.lower().removesuffix(".")
+    if len(name) > _MAX_HOST_CHARS or not _HOST_NAME.fullmatch(name):
+        raise UsageError(f"{host[:80]!r} is neither a host name nor an IP address.", hint="Give one as `host`.")
+    return name
 
 
 def check_name(name: str) -> str:
@@ -110,19 +139,25 @@ def make_certificate(
     role: Role,
     now: dt.datetime,
     life: dt.timedelta = LIFE,
+    hosts: Iterable[str] = (),
 ) -> x509.Certificate:
-    """Make a certificate for a role and a name; it carries no address.
+    """Make a certificate for a role and a name; only a Hub's carries addresses.
+
+    Args:
+        hosts: A Hub's host names and IP addresses.
 
     Raises:
-        UsageError: The name is not valid.
+        UsageError: The name or a host is not valid.
     """
     check_name(name)
-    hosts = [NODE_HOST, node_host(name)] if role.includes(Role.NODE) else []
-    hosts += [AUTHORITY_HOST] if role is Role.AUTHORITY else []
+    carried = [NODE_HOST, node_host(name)] if role.includes(Role.NODE) else []
+    carried += [AUTHORITY_HOST] if role is Role.AUTHORITY else []
+    carried += sorted({check_host(host) for host in hosts}) if role is Role.HUB else []
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"shardhub:{role.value}:{name}")]
-    names += [x509.DNSName(host) for host in hosts]
-    # A head's certificate cannot be used to serve: it lacks a host name and the server purpose.
-    purposes = [] if role is Role.AUTHORITY else [ExtendedKeyUsageOID.CLIENT_AUTH]
+    names += [_general_name(host) for host in carried]
+    # A head's certificate cannot be used to serve: it lacks a host name and the server purpose. A Hub's and the
+    # authority's cannot be used to call.
+    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH] if role in MACHINE_ROLES else []
     purposes += [] if role is Role.HEAD else [ExtendedKeyUsageOID.SERVER_AUTH]
     builder = (
         _builder(_subject(name), authority.subject, public_key, now, min(life, authority.not_valid_after_utc - now))
@@ -193,6 +228,16 @@ def peer_of(certificate: x509.Certificate) -> Peer:
     )
 
 
+def hosts_of(certificate: x509.Certificate) -> frozenset[str]:
+    """The host names and IP addresses that a certificate carries."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
+    return frozenset(names.get_values_for_type(x509.DNSName)) | addresses
+
+
 def check_issued(certificate: x509.Certificate, authority: x509.Certificate) -> None:
     """Check that an authority issued a certificate.
 
@@ -220,6 +265,13 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_of(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _subject(name: str) -> x509.Name:

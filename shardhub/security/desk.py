@@ -1,7 +1,8 @@
 """The authority's desk: the server where machines join, renew their certificates and fetch the revocation list.
 
 TLS 1.3, with one line of JSON each way. A joining machine has no certificate yet: it identifies the authority by the
-fingerprint in its invitation, and itself by the secret. A machine that renews shows its current certificate.
+fingerprint in its invitation, and itself by the secret. A machine that renews, or that asks for the certificate of a
+Hub, shows its current certificate.
 """
 
 from __future__ import annotations
@@ -19,9 +20,21 @@ from typing import Any
 
 from cryptography import x509
 
+from shardhub.address import ip_of
 from shardhub.errors import CertificateRefused, ShardhubError, WireError
 from shardhub.security.authority import Authority
-from shardhub.security.certificates import Role, key_pem, new_key, peer_of, pem, requested_key
+from shardhub.security.certificates import (
+    MACHINE_ROLES,
+    Peer,
+    Role,
+    check_host,
+    hub_hosts,
+    key_pem,
+    new_key,
+    peer_of,
+    pem,
+    requested_key,
+)
 from shardhub.security.files import write_file
 from shardhub.security.invite import Invite
 
@@ -120,8 +133,14 @@ class Desk:
                 case "join":
                     return self._join(_text(request, "secret"), _text(request, "request").encode())
                 case "renew":
-                    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-                    return self._renew(shown, _text(request, "request").encode())
+                    return self._renew(self._known(writer), _text(request, "request").encode())
+                case "hub":
+                    caller = ip_of(writer.get_extra_info("peername")[0])
+                    mapped = getattr(caller, "ipv4_mapped", None)  # of IPv4, where the desk listens on both
+                    hosts = _text(request, "hosts").split()
+                    return self._certify_hub(
+                        self._known(writer), str(mapped or caller), hosts, _text(request, "request").encode()
+                    )
                 case "revoked":
                     return {"revoked": self._authority.revocations().pem.decode()}
                 case _:
@@ -146,18 +165,36 @@ class Desk:
         self.is_closed.set()
         return {"name": name, "role": role.value, "desk": self._authority.ledger().desk, **self._issued(certificate)}
 
-    def _renew(self, shown: bytes | None, request: bytes) -> dict[str, Any]:
-        """Renew a certificate that the TLS handshake has verified."""
+    def _known(self, writer: asyncio.StreamWriter) -> Peer:
+        """The machine that shows its certificate, which the TLS handshake has verified."""
+        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         if shown is None:
             raise CertificateRefused("Renewing a certificate requires the present one.")
         peer = peer_of(x509.load_der_x509_certificate(shown))
-        if peer.role is Role.AUTHORITY:
+        if peer.role not in MACHINE_ROLES:
             raise CertificateRefused("The authority's own certificate cannot be renewed by a caller.")
         if peer.serial in self._authority.revocations().serials:
             raise CertificateRefused(f"The certificate of {peer} was revoked, so it cannot be renewed.")
+        return peer
+
+    def _renew(self, peer: Peer, request: bytes) -> dict[str, Any]:
         key = requested_key(request)
         log.info("renewing the certificate of %s", peer)
         return self._issued(self._authority.issue(key, name=peer.name, role=peer.role, now=self._clock()))
+
+    def _certify_hub(self, peer: Peer, caller: str, hosts: list[str], request: bytes) -> dict[str, Any]:
+        """Certify a machine's Hub for what it is known to be: the name it joined with, the address it calls from."""
+        own = hub_hosts(peer.name) | {caller}
+        if foreign := {check_host(host) for host in hosts} - own:
+            raise CertificateRefused(
+                f"The authority does not certify the Hub of {peer.name} for {', '.join(sorted(foreign))}.",
+                why=f"It certifies a machine for its name ({peer.name}, {peer.name}.local) and for the address from "
+                f"which it asks, here {caller}.",
+                hint="Give one of these as `host`, or serve the Hub on the authority's machine.",
+            )
+        key = requested_key(request)
+        log.info("certifying the Hub of %s for %s", peer, ", ".join(sorted(own)))
+        return self._issued(self._authority.issue(key, name=peer.name, role=Role.HUB, now=self._clock(), hosts=own))
 
     def _issued(self, certificate: x509.Certificate) -> dict[str, str]:
         return {"certificate": pem(certificate).decode(), "revoked": self._authority.revocations().pem.decode()}

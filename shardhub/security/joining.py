@@ -1,4 +1,4 @@
-"""The client of the authority's desk: join, renew, fetch the revocation list."""
+"""The client of the authority's desk: join, renew, have a Hub certified, fetch the revocation list."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import json
 import ssl
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,36 @@ async def renew(trust: Trust, address: str) -> None:
         CertificateRefused: The authority does not renew the certificate.
         NodeUnreachable: The authority does not answer.
     """
+    await _certify(trust, address, {"ask": "renew"}, trust.identity.peer.role)
+
+
+async def certify_hub(trust: Trust, address: str, hosts: Collection[str], *, local_host: str) -> None:
+    """Have a key of this machine's Hub certified, and store both.
+
+    Args:
+        trust: Of this machine, as a head or node.
+        hosts: Host names and addresses that the certificate must carry.
+        local_host: Address of this machine to ask from, which the certificate will carry.
+
+    Raises:
+        CertificateRefused: The authority does not certify the Hub for these.
+        NodeUnreachable: The authority does not answer.
+    """
+    await _certify(trust, address, {"ask": "hub", "hosts": " ".join(sorted(hosts))}, Role.HUB, local_host=local_host)
+
+
+async def _certify(
+    trust: Trust, address: str, request: dict[str, str], role: Role, *, local_host: str | None = None
+) -> None:
     identity = trust.identity
     context = _trusting(identity.authority_pem)
     context.load_cert_chain(identity.path)
     key = new_key()
-    answer = await ask(address, {"ask": "renew", "request": make_request(key).decode()}, context)
+    answer = await ask(address, {**request, "request": make_request(key).decode()}, context, local_host=local_host)
     certificate = load_certificate(_text(answer, "certificate").encode())
     check_issued(certificate, identity.authority)
     peer = peer_of(certificate)
-    same = (peer.name, peer.role) == (identity.peer.name, identity.peer.role)
-    if not same or certificate.public_key() != key.public_key():
+    if (peer.name, peer.role) != (identity.peer.name, role) or certificate.public_key() != key.public_key():
         raise WireError("The authority sent a certificate for another key, name or role.")
     store_identity(identity.folder, peer.role, key=key, certificate=certificate, authority_pem=identity.authority_pem)
     trust.reread()
@@ -130,12 +151,18 @@ async def hear_revocations(trust: Trust, address: str) -> None:
 
 
 async def ask(
-    address: str, request: dict[str, str], context: ssl.SSLContext, *, host: str | None = AUTHORITY_HOST
+    address: str,
+    request: dict[str, str],
+    context: ssl.SSLContext,
+    *,
+    host: str | None = AUTHORITY_HOST,
+    local_host: str | None = None,
 ) -> dict[str, Any]:
     """Send one request to a desk and return its answer.
 
     Args:
         host: Host name that its certificate must carry; None skips the check.
+        local_host: Address of this machine to ask from; None lets the system choose.
 
     Raises:
         CertificateRefused: Another server answers there.
@@ -146,7 +173,12 @@ async def ask(
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(
-                at.host, at.port, ssl=context, server_hostname=host or at.host, limit=MAX_LINE_BYTES
+                at.host,
+                at.port,
+                ssl=context,
+                server_hostname=host or at.host,
+                limit=MAX_LINE_BYTES,
+                local_addr=None if local_host is None else (local_host, 0),
             )
             try:
                 writer.write(json.dumps(request).encode() + b"\n")
