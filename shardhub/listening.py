@@ -30,6 +30,14 @@ def is_loopback(host: str) -> bool:
     return all(ip_of(address).is_loopback for address in addresses)
 
 
+def is_unspecified(host: str) -> bool:
+    """Whether a host to listen on stands for all addresses of this machine."""
+    try:
+        return ip_of(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def check_reach(host: str, *, is_safe: bool, why: str, hint: str, what: str = "listen") -> None:
     """Refuse to listen off loopback if that is not safe.
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from shardhub.errors import UsageError
+from shardhub.hub.cluster_trust import name_hub
 from shardhub.hub.proxies import make_transport
 from shardhub.upstream.hub_client import request_hook
 from shardhub.version import __version__
@@ -42,6 +43,7 @@ def hub_api(endpoint: str | None = None, token: str | Literal[False] | None = No
             f"{endpoint!r} is not the URL of a Hub.",
             hint="Set HF_ENDPOINT to one that starts with https:// or http://, or leave it unset.",
         )
+    name_hub(endpoint)
     set_client_factory(make_http_client)
     return HfApi(endpoint=endpoint, token=token, library_name="shardhub", library_version=__version__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,16 @@ from shardhub.errors import (
 )
 from shardhub.hub.client import token_source, token_variable
 from shardhub.hub.proxies import proxy_of, shown
+from shardhub.hub.retry import NOT_TLS, causes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _MAX_TEXT = 200
+# OpenSSL's verify codes: the certificate's time, and its host name or address.
+_EXPIRED = 10
+_WRONG_TIME = {9, _EXPIRED}
+_WRONG_HOST = {62, 64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +215,17 @@ def _offline(error: Exception, at: Circumstances) -> ShardhubError:
 
 def _unreachable(error: Exception, at: Circumstances) -> ShardhubError:
     text = _said(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        hint = "Check this machine's clock, or set SSL_CERT_FILE to the certificate of your own Hub or proxy."
-        return HubUnreachable(f"This machine does not trust the certificate of {at.api.endpoint}.", why=text, hint=hint)
+    for cause in causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _untrusted(cause, at)
+        if isinstance(cause, ssl.SSLError) and cause.reason in NOT_TLS:
+            plain = at.api.endpoint.replace("https://", "http://", 1)
+            return HubUnreachable(
+                f"The server at {at.api.endpoint} does not speak TLS.",
+                why=f"While {at.what}, it did not answer the handshake in TLS.",
+                hint=f"If it is a Hub of your own that is served without TLS, its address is {plain}. Otherwise check "
+                "the host and port.",
+            )
     url = urlsplit(at.api.endpoint)
     proxy = proxy_of(url.scheme, url.hostname or "", None)
     through = f" (through the proxy {shown(proxy)} that the environment sets)" if proxy else ""
@@ -219,6 +233,34 @@ def _unreachable(error: Exception, at: Circumstances) -> ShardhubError:
         f"No answer from {at.api.endpoint}.",
         why=f"While {at.what}{through}: {text}",
         hint="Check the network and HF_ENDPOINT, then run the same command again: it continues where it stopped.",
+    )
+
+
+def _untrusted(cause: ssl.SSLCertVerificationError, at: Circumstances) -> ShardhubError:
+    host = urlsplit(at.api.endpoint).hostname
+    what = f"This machine does not trust the certificate of {at.api.endpoint}."
+    said = f"{cause.verify_message}.".replace("..", ".")
+    if cause.verify_code in _WRONG_HOST:
+        return HubUnreachable(
+            what,
+            why=f"The certificate is not for {host}.",
+            hint="Use one of the names that `shardhub hub serve` printed there, or start it with `host` or "
+            "`public_url` as clients call it.",
+        )
+    if cause.verify_code in _WRONG_TIME:
+        is_over = cause.verify_code == _EXPIRED
+        return HubUnreachable(
+            what,
+            why="The certificate has expired, or this machine's clock is wrong."
+            if is_over
+            else "The certificate is not valid yet: one of the two machines' clocks is wrong.",
+            hint="Check the clocks. A Hub of your own renews its certificate when it is started.",
+        )
+    return HubUnreachable(
+        what,
+        why=f"Neither a public authority nor this machine's cluster issued it ({said.rstrip('.')}).",
+        hint="If it is a Hub of your own, join its cluster with `shardhub certs join`. If a company's proxy is on the "
+        "way, set SSL_CERT_FILE to its certificates.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 from shardhub.errors import UsageError
+from shardhub.hub.cluster_trust import cluster_context, is_of_cluster
 
 if TYPE_CHECKING:
     import httpx2
@@ -89,16 +91,17 @@ def make_transport() -> httpx2.BaseTransport:
     class Sending(httpx2.BaseTransport):
         def __init__(self) -> None:
             self._lock = threading.Lock()
-            self._transports: dict[str | None, httpx2.HTTPTransport] = {}
+            self._transports: dict[tuple[str | None, bool], httpx2.HTTPTransport] = {}
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
             url = request.url
-            proxy = proxy_of(url.scheme, url.host, url.port)
+            proxy, of_cluster = proxy_of(url.scheme, url.host, url.port), is_of_cluster(url)
             with self._lock:
-                transport = self._transports.get(proxy)
+                transport = self._transports.get((proxy, of_cluster))
                 if transport is None:
-                    transport = self._transports[proxy] = (
-                        httpx2.HTTPTransport() if proxy is None else _through(proxy, url.scheme)
+                    verify = cluster_context() if of_cluster else True
+                    transport = self._transports[proxy, of_cluster] = (
+                        httpx2.HTTPTransport(verify=verify) if proxy is None else _through(proxy, url.scheme, verify)
                     )
             return transport.handle_request(request)
 
@@ -124,7 +127,7 @@ def shown(proxy: str) -> str:
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('/')[0]}"
 
 
-def _through(proxy: str, scheme: str) -> httpx2.HTTPTransport:
+def _through(proxy: str, scheme: str, verify: ssl.SSLContext | bool) -> httpx2.HTTPTransport:
     """Make a transport through a proxy.
 
     Raises:
@@ -140,7 +143,7 @@ def _through(proxy: str, scheme: str) -> httpx2.HTTPTransport:
         options: Any = httpx2.Proxy(address)
         if options.url.scheme not in _SCHEMES or not _HOST.fullmatch(options.url.host):
             raise ValueError(f"{options.url.scheme!r} is not a proxy scheme, or the host is missing")
-        return httpx2.HTTPTransport(proxy=options)
+        return httpx2.HTTPTransport(proxy=options, verify=verify)
     except ImportError as error:
         raise UsageError(
             f"The proxy {shown(proxy)} speaks SOCKS, and the package for that is not installed.",

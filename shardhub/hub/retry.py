@@ -7,7 +7,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -22,6 +22,8 @@ _BACKOFF_CAP_S = 8.0
 BUSY = frozenset({429, 500, 502, 503, 504})
 # Statuses by which the Hub says that it did nothing.
 _NOT_DONE = frozenset({429, 503})
+# OpenSSL's reasons where the other side does not speak TLS; which of them depends on its version.
+NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 _RATE_LIMIT = re.compile(r"\br=0;t=(\d{1,6})\b")
 
 
@@ -99,14 +101,22 @@ def reason(error: Exception) -> str:
     return "no answer" if "Timeout" in type(error).__name__ else "the connection broke"
 
 
-def _is_lasting(error: Exception) -> bool:
-    """Whether a connection will fail a few seconds later too: no name resolution, or an untrusted certificate."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError):
-            return True
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether a connection will fail a few seconds later too: the name or the server's TLS is wrong."""
+    return any(
+        isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError)
+        or (isinstance(cause, ssl.SSLError) and cause.reason in NOT_TLS)
+        or "CERTIFICATE_VERIFY_FAILED" in str(cause)
+        for cause in causes(error)
+    )
 
 
 def _asked(headers: Mapping[str, str]) -> float | None:

@@ -1,8 +1,9 @@
-"""Serving a Hub with uvicorn on one address, in this thread or in one of its own."""
+"""Serving a Hub with uvicorn on one address, plain or over TLS, in this thread or in one of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -18,11 +19,15 @@ from starlette.responses import Response
 
 from shardhub.address import Address
 from shardhub.connections import QuietLoop, server_config
-from shardhub.errors import AddressError
-from shardhub.listening import HostNames, check_reach, is_loopback, listen_on
+from shardhub.errors import AddressError, ShardhubError
+from shardhub.listening import HostNames, check_reach, is_loopback, is_unspecified, listen_on, own_addresses
 from shardhub.localhub.app import build_app
+from shardhub.localhub.doorway import Doorway
 from shardhub.localhub.hub import LocalHub
-from shardhub.localhub.refusals import Refusal
+from shardhub.localhub.refusals import Refusal, bad_request
+from shardhub.security.hub_certificate import HubCertificate
+
+log = logging.getLogger(__name__)
 
 # Most connections; a client uploads and downloads over a handful, each with an open file.
 _MAX_CONNECTIONS = 512
@@ -34,6 +39,8 @@ _STOP_TIMEOUT_S = 5
 # Longer than the client's waits between retries, so that one connection serves a whole push.
 _KEEP_ALIVE_S = 30
 _START_TIMEOUT_S = 30.0
+# Between two looks at the certificate and at this machine's addresses.
+_REFRESH_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +49,8 @@ class ServerSettings:
 
     Attributes:
         host, port: Address to listen on; port 0 takes a free one.
-        insecure_lan: Whether to listen off loopback, where tokens and weights are sent unencrypted.
+        insecure_lan: Whether to listen off loopback without TLS: tokens and weights are then sent unencrypted.
+        certificate: Served over TLS with this certificate; None is plain HTTP.
         public_url: Base of URLs given to clients, if it differs from the one they use.
         anonymous_read: Whether others can read public repos without a token. On this machine everybody can.
     """
@@ -50,6 +58,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 0
     insecure_lan: bool = False
+    certificate: HubCertificate | None = None
     public_url: str | None = None
     anonymous_read: bool = False
 
@@ -73,11 +82,21 @@ class RunningHub:
     def __init__(self, hub: LocalHub, settings: ServerSettings, port: int) -> None:
         self.hub = hub
         self.port = port
-        self.endpoint = settings.public_url or f"http://{Address(settings.host, port)}"
+        self.endpoint = settings.public_url or address_of(settings, port)
 
     def token(self, user: str, *, role: str = "write") -> str:
         """Make a token for a user."""
         return self.hub.token(user, role=role)
+
+
+def address_of(settings: ServerSettings, port: int) -> str:
+    """The URL of a Hub that listens at a port."""
+    scheme = "http" if settings.certificate is None else "https"
+    host = settings.host
+    # No client can call every address; a certificate carries those that it can call.
+    if settings.certificate is not None and is_unspecified(host):
+        host = own_addresses()[0]
+    return f"{scheme}://{Address(host, port)}"
 
 
 @contextmanager
@@ -124,18 +143,19 @@ def serve(folder: Path, settings: ServerSettings, *, on_ready: Callable[[Running
     return 0
 
 
-def check_host(host: str, *, insecure_lan: bool) -> None:
-    """Refuse to listen off loopback unless `insecure_lan` allows it.
+def check_host(host: str, *, is_safe: bool) -> None:
+    """Refuse to listen off loopback unless TLS or `insecure_lan` makes it safe.
 
     Raises:
         AddressError: The host is not loopback, or not an address of this machine.
     """
     check_reach(
         host,
-        is_safe=insecure_lan,
-        why="Beyond loopback, tokens and weights are sent unencrypted, and anyone on the network path can read and "
-        "use them.",
-        hint="If you trust the network, add `insecure_lan`.",
+        is_safe=is_safe,
+        why="This machine has no certificate, and without TLS anyone on the network path can read and use the tokens "
+        "and read the weights.",
+        hint="Run `shardhub certs init` here, or join a cluster with `shardhub certs join`: the Hub then uses TLS. If "
+        "you trust the network, add `insecure_lan`.",
     )
 
 
@@ -143,12 +163,13 @@ class _Server(uvicorn.Server):
     """A uvicorn server that reports when it is ready, and that only stops on a signal."""
 
     def __init__(self, hub: LocalHub, settings: ServerSettings, *, on_ready: Callable[[], None] | None = None) -> None:
+        certificate = settings.certificate
         super().__init__(
             server_config(
                 build_app(
                     hub,
-                    hosts=(settings.host,),
-                    any_address=settings.insecure_lan,
+                    hosts=(settings.host, *(certificate.hosts if certificate else ())),
+                    any_address=settings.insecure_lan or certificate is not None,
                     public_url=settings.public_url,
                     anonymous_read=not settings.is_for_members,
                 ),
@@ -161,15 +182,47 @@ class _Server(uvicorn.Server):
             )
         )
         self.ready = threading.Event()
+        self._settings = settings
         self._on_ready = on_ready
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start answering requests, and report that."""
         QuietLoop(asyncio.get_running_loop())  # the loop belongs to this server and ends with it
-        await super().startup(sockets)
+        certificate = self._settings.certificate
+        if certificate is None or sockets is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._tasks = [
+                *(asyncio.create_task(self._door(listener, certificate).run()) for listener in sockets),
+                asyncio.create_task(_keep(certificate)),
+            ]
         self.ready.set()
         if self._on_ready is not None:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting connections, and give requests in progress a little time."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _door(self, listener: socket.socket, certificate: HubCertificate) -> Doorway:
+        def refuse_plain(request: bytes) -> Response:
+            message = "This Hub speaks https only: write https instead of http in HF_ENDPOINT."
+            if b"\r\nauthorization:" in request.lower():
+                message += " The token was sent unencrypted: if others can have read it, revoke it and make another."
+            return bad_request(message).response()
+
+        def make_protocol() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return protocol
+
+        return Doorway(listener, certificate.context, make_protocol, refuse_plain=refuse_plain, stall_s=_STALL_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -189,12 +242,22 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+async def _keep(certificate: HubCertificate) -> None:
+    """Keep a certificate valid until cancelled."""
+    while True:
+        await asyncio.sleep(_REFRESH_S)
+        try:
+            await asyncio.to_thread(certificate.refresh)
+        except ShardhubError as error:
+            log.warning("%s", error)
+
+
 def _refuse(status: int, message: str) -> Response:
     return Refusal(status, message).response()
 
 
 @contextmanager
 def _listening(settings: ServerSettings) -> Iterator[socket.socket]:
-    check_host(settings.host, insecure_lan=settings.insecure_lan)
+    check_host(settings.host, is_safe=settings.insecure_lan or settings.certificate is not None)
     with listen_on(settings.host, settings.port) as listener:
         yield listener

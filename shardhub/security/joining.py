@@ -25,6 +25,7 @@ from shardhub.security.certificates import (
     AUTHORITY_HOST,
     MACHINE_ROLES,
     Peer,
+    Role,
     check_issued,
     fingerprint,
     load_certificate,

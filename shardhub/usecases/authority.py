@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +116,19 @@ def make_authority(
     )
 
 
-def issue_certificate(name: str, role: Role, folders: CertificateFolders = USERS_FOLDERS) -> Path:
+def issue_certificate(
+    name: str, role: Role, folders: CertificateFolders = USERS_FOLDERS, *, hosts: Iterable[str] = ()
+) -> Path:
     """Make a key and a certificate in a folder of this machine; returns the certificate's file.
+
+    Args:
+        hosts: A Hub's host names and IP addresses.
 
     Raises:
         UsageError: There is no authority, or the name cannot be used.
         IdentityError: The folder is another cluster's, or cannot be written.
     """
-    return _issue(Authority.open(folders.authority_folder), folders.own_folder, name, role)
+    return _issue(Authority.open(folders.authority_folder), folders.own_folder, name, role, hosts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,14 +291,14 @@ def serve_authority(authority: Path | None = None) -> Iterator[ServedAuthority]:
             loop.wait(desk.stop())
 
 
-def _issue(authority: Authority, folder: Path, name: str, role: Role) -> Path:
+def _issue(authority: Authority, folder: Path, name: str, role: Role, hosts: Iterable[str] = ()) -> Path:
     check_folder(folder, authority.pem)
     key = new_key()
     return store_identity(
         folder,
         role,
         key=key,
-        certificate=authority.issue(key.public_key(), name=name, role=role, now=utc_now()),
+        certificate=authority.issue(key.public_key(), name=name, role=role, now=utc_now(), hosts=hosts),
         authority_pem=authority.pem,
         revoked=authority.revocations().pem,
         desk=authority.ledger().desk,

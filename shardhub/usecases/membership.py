@@ -108,7 +108,8 @@ def certificates(folders: CertificateFolders = USERS_FOLDERS) -> Certificates:
         IdentityError: The authority's files are damaged, or its key is open to others.
     """
     place, now = folders.own_folder, utc_now()
-    own = tuple(_own(place, role, now) for role in MACHINE_ROLES if identity_file(place, role).exists())
+    roles = (*MACHINE_ROLES, Role.HUB)
+    own = tuple(_own(place, role, now) for role in roles if identity_file(place, role).exists())
     home = folders.authority_folder
     authority = None
     if (home / KEY_FILE).exists():

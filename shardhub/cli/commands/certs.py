@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -320,6 +321,26 @@ def _authority_record(authority: OwnAuthority) -> dict[str, Any]:
     }
 
 
+def bundle(places: OwnFlags, output: Output) -> int:
+    """Let other programs here trust the cluster's own Hub: write a file of roots, and print the line to run.
+
+    huggingface_hub, hf and curl then trust the public roots and the cluster's authority. shardhub needs no such file.
+    """
+    from shardhub.usecases.bundle import ROOTS_VARIABLE, write_bundle
+
+    made = write_bundle(places.folder)
+    if output.as_json:
+        record = {"bundle": str(made.path), "roots": str(made.roots), "authority": made.authority}
+        print(json.dumps(record))
+        return 0
+    print(f"export {ROOTS_VARIABLE}={shlex.quote(str(made.path))}")
+    note(
+        f"It holds {made.num_roots} public roots of {made.roots} and the authority {made.authority[:16]}... Run this "
+        "again when the system's roots change."
+    )
+    return 0
+
+
 def keygen(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="File for the private key; the public key is written to FILE.pub.")
@@ -339,6 +360,6 @@ def keygen(
 
 
 certs_app = make_group("certs", "Certificates for a cluster of machines, and keys that sign manifests.")
-CERTS_COMMANDS: tuple[Callable[..., int], ...] = (init, issue, invite, join, revoke, serve, renew, show, keygen)
+CERTS_COMMANDS: tuple[Callable[..., int], ...] = (init, issue, invite, join, revoke, serve, renew, show, bundle, keygen)
 for command in CERTS_COMMANDS:
     certs_app.command(cls=Command)(flattened(command))

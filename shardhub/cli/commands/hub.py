@@ -12,7 +12,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
-from shardhub.cli.options import CacheDir
+from shardhub.cli.options import CacheDir, Tls
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
 from shardhub.sizes import size_text
@@ -61,6 +61,7 @@ class ListenFlags:
     public_url: Annotated[
         str | None, typer.Option(help="URL at which clients reach it, if not its address.", metavar="URL")
     ] = None
+    tls: Tls = None
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
     ] = False
@@ -71,15 +72,27 @@ class ListenFlags:
 
 
 def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
-    """Serve the Hub until SIGTERM; prints its URL when ready."""
+    """Serve the Hub until SIGTERM; prints its URL when ready.
+
+    Off loopback it is served over TLS, with this machine's certificate of the cluster.
+    """
     from shardhub.localhub.server import RunningHub, ServerSettings
     from shardhub.localhub.server import serve as run_server
     from shardhub.usecases.hub_folder import hub_folder
+    from shardhub.usecases.hub_tls import hub_certificate
 
+    folder = hub_folder(hub.folder)
+    certificate = hub_certificate(
+        listening.host,
+        public_url=listening.public_url,
+        tls=listening.tls,
+        insecure_lan=listening.insecure_lan,
+    )
     settings = ServerSettings(
         host=listening.host,
         port=listening.port,
         insecure_lan=listening.insecure_lan,
+        certificate=certificate,
         public_url=listening.public_url,
         anonymous_read=listening.anonymous_read,
     )
@@ -87,9 +100,15 @@ def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
         note("warning: --insecure-lan: anyone on the network path can read weights and tokens, and use the tokens")
 
     def ready(running: RunningHub) -> None:
+        if certificate is not None:
+            hosts = ", ".join(sorted(certificate.hosts))
+            note(f"TLS for {hosts}, until {certificate.identity.peer.not_after:%F}; it renews itself.")
+            note("The cluster's machines trust it. For hf, curl and other programs there:  shardhub certs bundle")
+        if settings.is_for_members:
+            note("Everybody needs a token of this Hub, also for public repos:  shardhub hub token USER --role read")
         announce(json.dumps({"endpoint": running.endpoint}) if output.as_json else running.endpoint)
 
-    return run_server(hub_folder(hub.folder), settings, on_ready=ready)
+    return run_server(folder, settings, on_ready=ready)
 
 
 @flags("Token")
