@@ -230,6 +230,15 @@ class Connection(H11Protocol):
         self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
 
+    def shutdown(self) -> None:
+        """End the connection as the server stops: an idle one at once, another after its answer."""
+        super().shutdown()
+        transport: Any = self.transport
+        is_idle = self.cycle is None or self.cycle.response_complete
+        # A TLS connection that is closed waits for the client to agree, which an idle client does not hear.
+        if is_idle and transport.get_extra_info("sslcontext") and not transport.get_write_buffer_size():
+            transport.abort()
+
     def drop(self) -> None:
         """End the connection now, even with data unread."""
         self._forget()

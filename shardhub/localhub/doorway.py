@@ -47,14 +47,14 @@ class Doorway:
         *,
         refuse_plain: Callable[[bytes], Response],
         stall_s: float,
-        num: int = MAX_HANDSHAKES,
+        num: int | None = None,
     ) -> None:
         self._listener = listener
         self._context = context
         self._make_protocol = make_protocol
         self._refuse_plain = refuse_plain
         self._stall_s = stall_s
-        self._num = num
+        self._num = num or MAX_HANDSHAKES
         self._entering: dict[asyncio.Task[None], None] = {}  # oldest first
         self._refused = Seldom(log)
         self._full = Seldom(log)
@@ -76,9 +76,12 @@ class Doorway:
                 task.add_done_callback(self._entering.pop)
                 if len(self._entering) > self._num:
                     next(iter(self._entering)).cancel()
+                await asyncio.sleep(0)  # a task that is cancelled before it starts would not close its connection
         finally:
-            for task in self._entering:
+            entering = list(self._entering)
+            for task in entering:
                 task.cancel()
+            await asyncio.gather(*entering, return_exceptions=True)
 
     async def _enter(self, connection: socket.socket, address: str) -> None:
         is_ours = True

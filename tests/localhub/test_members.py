@@ -8,12 +8,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+import huggingface_hub
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from shardhub.localhub.app import routes
 from shardhub.localhub.server import RunningHub, ServerSettings, running_hub
+from tests.security.cluster import Cluster
 
 SECRET = "the text of a public repo"
 # What stands for each parameter of a route, so that it leads to something.
@@ -54,12 +56,23 @@ def addresses() -> list[str]:
     return [re.sub(r"\{(\w+)(:path)?\}", lambda match: VALUES[match[1]], route.path) for route in routes()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster, to which this process's Hub clients belong."""
+    made = Cluster(tmp_path_factory.mktemp("members") / "cluster")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(made.folder / "authority" / "authority.pem"))
+        huggingface_hub.close_session()
+        yield made
+    huggingface_hub.close_session()
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
-    """A Hub that listens on every address, with a public model and a public dataset."""
-    settings = ServerSettings(host="0.0.0.0", insecure_lan=True)
+def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """A Hub that listens on every address over TLS, with a public model and a public dataset."""
+    settings = ServerSettings(host="0.0.0.0", certificate=cluster.hub("127.0.0.1"))
     with running_hub(tmp_path_factory.mktemp("members") / "hub", settings) as running:
-        running.endpoint = f"http://127.0.0.1:{running.port}"
+        running.endpoint = f"https://127.0.0.1:{running.port}"
         api = HfApi(endpoint=running.endpoint, token=running.token("ann"))
         for name, kind in (("ann/m", "model"), ("ann/d", "dataset")):
             api.create_repo(name, repo_type=kind, private=False)
@@ -69,7 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
 
 
 @pytest.fixture(scope="module")
-def web() -> Iterator[httpx2.Client]:
+def web(cluster: Cluster) -> Iterator[httpx2.Client]:
     """A client that keeps its connection."""
     with httpx2.Client(timeout=60) as client:
         yield client

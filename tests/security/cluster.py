@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from shardhub.security.authority import Authority
@@ -46,14 +46,23 @@ class Cluster:
         )
         return folder
 
-    def hub(self, *hosts: str, name: str = "box", now: dt.datetime = NOW, life: dt.timedelta = LIFE) -> HubCertificate:
-        """A Hub's certificate, on a clock that stands at the present."""
+    def hub(
+        self,
+        *hosts: str,
+        name: str = "box",
+        now: dt.datetime = NOW,
+        life: dt.timedelta = LIFE,
+        clock: Callable[[], dt.datetime] | None = None,
+    ) -> HubCertificate:
+        """A Hub's certificate, by default on a clock that stands at the time of issue."""
         place = f"{name}-hub"
 
         def issue(certified: Iterable[str]) -> None:
             self.issue(name, Role.HUB, now=now, life=life, place=place, hosts=certified)
 
-        return HubCertificate(self.folder / place, hosts=lambda: frozenset(hosts), issue=issue, clock=lambda: now)
+        return HubCertificate(
+            self.folder / place, hosts=lambda: frozenset(hosts), issue=issue, clock=clock or (lambda: now)
+        )
 
     def trust(
         self, name: str, role: Role, *, now: dt.datetime = NOW, life: dt.timedelta = LIFE, clock: dt.datetime = NOW
