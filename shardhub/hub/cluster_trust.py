@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -20,9 +20,6 @@ from shardhub.security.certificates import Role, check_issued, load_certificate,
 from shardhub.security.files import read_file
 from shardhub.security.folders import default_folder, named_folder
 from shardhub.security.identity import AUTHORITY_FILE, load_revocations
-
-if TYPE_CHECKING:
-    import httpx2
 
 Origin = tuple[str, int]
 _HTTPS_PORT = 443
@@ -41,10 +38,9 @@ def authority_file() -> Path:
     return (named_folder() or default_folder()) / AUTHORITY_FILE
 
 
-def is_of_cluster(url: httpx2.URL) -> bool:
-    """Whether a URL is one of a Hub that may show a certificate of this machine's cluster."""
-    is_named = url.scheme == "https" and (url.host, url.port or _HTTPS_PORT) in _named
-    return is_named and authority_file().exists()
+def is_of_cluster(scheme: str, host: str, port: int | None) -> bool:
+    """Whether the Hub at an address, given by parts of its URL, may show a certificate of this machine's cluster."""
+    return scheme == "https" and (host, port or _HTTPS_PORT) in _named and authority_file().exists()
 
 
 def cluster_context() -> ssl.SSLContext:

@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from shardhub.errors import AccessError, Conflict, HubRefused, HubUnreachable, NotFound
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.cluster_trust import is_of_cluster
 from shardhub.hub.listed import ListedFile
 from shardhub.hub.remote_repo import list_files
 from shardhub.upstream.hub_client import has_xet, hub_headers, use_lfs
@@ -157,7 +159,8 @@ def own_transfer() -> Iterator[None]:
 def agree_on_transfer(calls: HubCalls, repo: str) -> None:
     """Have the client upload as this Hub accepts it: over Xet, its default, or over LFS if the Hub has no Xet.
 
-    Called within `own_transfer`.
+    Called within `own_transfer`. A Hub of this machine's cluster is sent files over LFS, too: Xet makes its own
+    connections, which know the system's roots only.
 
     The client decides by itself, and fails on a private Hub. Source: `is_xet_available`, huggingface_hub 2.4.0, which
     reads this constant at every upload.
@@ -169,6 +172,10 @@ def agree_on_transfer(calls: HubCalls, repo: str) -> None:
     from huggingface_hub import constants, get_session, hf_raise_for_status
 
     if not has_xet():
+        return
+    hub = urlsplit(calls.api.endpoint)
+    if is_of_cluster(hub.scheme, hub.hostname or "", hub.port):
+        constants.HF_HUB_DISABLE_XET = True
         return
     url = f"{calls.api.endpoint}/api/models/{repo}/xet-write-token/main"
 

@@ -95,7 +95,8 @@ def make_transport() -> httpx2.BaseTransport:
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
             url = request.url
-            proxy, of_cluster = proxy_of(url.scheme, url.host, url.port), is_of_cluster(url)
+            proxy = proxy_of(url.scheme, url.host, url.port)
+            of_cluster = is_of_cluster(url.scheme, url.host, url.port)
             with self._lock:
                 transport = self._transports.get((proxy, of_cluster))
                 if transport is None:
