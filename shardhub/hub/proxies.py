@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from shardhub.errors import UsageError
 from shardhub.hub.cluster_trust import cluster_context, is_of_cluster
+from shardhub.hub.retry import is_lasting
 
 if TYPE_CHECKING:
     import httpx2
@@ -104,7 +105,13 @@ def make_transport() -> httpx2.BaseTransport:
                     transport = self._transports[proxy, of_cluster] = (
                         httpx2.HTTPTransport(verify=verify) if proxy is None else _through(proxy, url.scheme, verify)
                     )
-            return transport.handle_request(request)
+            try:
+                return transport.handle_request(request)
+            except httpx2.ConnectError as error:
+                if not is_lasting(error):
+                    raise
+                # The client repeats some calls by itself after a ConnectError, for minutes.
+                raise httpx2.TransportError(str(error), request=request) from error
 
         def close(self) -> None:
             for transport in self._transports.values():

@@ -70,7 +70,7 @@ def is_passing(error: Exception, *, repeatable: bool = True) -> bool:
     if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError):
         return error.response is not None and error.response.status_code in (BUSY if repeatable else _NOT_DONE)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return not _is_lasting(error)
+        return not is_lasting(error)
     lost = httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError
     return repeatable and isinstance(error, lost)
 
@@ -109,7 +109,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _is_lasting(error: Exception) -> bool:
+def is_lasting(error: Exception) -> bool:
     """Whether a connection will fail a few seconds later too: the name or the server's TLS is wrong."""
     return any(
         isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError)

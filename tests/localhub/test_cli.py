@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from shardhub.localhub.server import running_hub
+from tests.nodes import shardhub
 
 _RUN = [sys.executable, "-c", "from shardhub.cli.commands.hub import hub_app; hub_app()"]
 
@@ -100,3 +101,33 @@ def test_mirror_brings_a_repo_over(tmp_path: Path) -> None:
         assert (record["repo"], record["commit"]) == ("ann/m", mirrored.model_info("ann/m").sha)
         assert record["source_commit"] == api.model_info("org/m").sha
         assert run("mirror", f"{source.endpoint}/org/m", **environment).stdout == f"ann/m@{record['commit']}\n"
+
+
+def test_a_hub_is_served_over_tls_and_trusted_with_the_printed_line(tmp_path: Path) -> None:
+    """`certs init`, `hub init`, `hub serve --tls`; the line of `certs bundle` is all that the stock client needs."""
+    home = {"XDG_CONFIG_HOME": str(tmp_path / "it's"), "SHARDHUB_TLS": ""}
+    assert shardhub("certs", "init", "--name", "box", "--address", "127.0.0.1", env=home).returncode == 0
+    place = ["--dir", str(tmp_path / "hub")]
+    token = shardhub("hub", "init", *place, "--user", "ann", env=home).stdout.strip()
+    tls = str(tmp_path / "it's" / "shardhub" / "tls")
+    command = [*_RUN, "serve", *place, "--port", "0", "--tls", tls]
+    environment = {**os.environ, **home}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        try:
+            assert server.stdout is not None
+            endpoint = server.stdout.readline().strip()
+            line = shardhub("certs", "bundle", env=home).stdout.strip()
+            program = f"from huggingface_hub import HfApi; print(HfApi('{endpoint}').whoami('{token}')['name'])"
+            script = f'{line}; exec {sys.executable} -c "{program}"'
+            asked = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False, env={})
+            assert asked.stdout == "ann\n", asked.stderr
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.stderr is not None
+        said = server.stderr.read()
+    assert server.returncode == 0
+    assert endpoint.startswith("https://127.0.0.1:")
+    assert "TLS for 127.0.0.1, ::1, box, box.local, localhost" in said
+    assert "needs a token" not in said

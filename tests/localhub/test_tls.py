@@ -14,19 +14,24 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from shardhub.errors import CertificateRefused, HubRefused, HubUnreachable, IdentityError
 from shardhub.hub import cluster_trust
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.client import hub_api
+from shardhub.hub.holders import agree_on_transfer, own_transfer
 from shardhub.localhub import doorway, server
 from shardhub.localhub.server import RunningHub, ServerSettings, running_hub
 from shardhub.security.certificates import Role
 from shardhub.security.hub_certificate import HubCertificate
 from shardhub.usecases.bundle import write_bundle
+from shardhub.usecases.mirror import MirrorSettings, mirror
 from tests.security.cluster import NOW, Cluster
 from tests.waiting import wait_until
+
+# huggingface_hub 2.4.0 sends LFS bytes in a way httpx2 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 # The real client in a process of its own, with no setting but its home, the Hub, the token and the roots.
 STOCK = """
@@ -108,6 +113,24 @@ def test_a_machine_of_the_cluster_needs_no_setting(secured: RunningHub, own: Pat
     assert api.create_repo("ann/m").startswith("https://127.0.0.1:")
 
 
+def test_files_go_from_one_hub_of_the_cluster_to_another(
+    cluster: Cluster, secured: RunningHub, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mirroring reads a Hub's weights and sends them to another one, both over TLS, without any setting for it."""
+    api = hub_api(secured.endpoint, secured.token("org"))
+    api.create_repo("org/weights", private=True)
+    add = CommitOperationAdd("w.safetensors", bytes(50_000))
+    with own_transfer():
+        agree_on_transfer(HubCalls(api=api), "org/weights")
+        api.create_commit("org/weights", [add], commit_message="weights")
+    with served(tmp_path, cluster.hub("127.0.0.1", name="second")) as target:
+        monkeypatch.setenv("HF_ENDPOINT", target.endpoint)
+        monkeypatch.setenv("HF_TOKEN", target.token("ann"))
+        monkeypatch.setenv("SHARDHUB_SOURCE_TOKEN", secured.token("org", role="read"))
+        done = mirror(f"{secured.endpoint}/org/weights", MirrorSettings(cache_dir=tmp_path / "cache"))
+        assert (done.repo, done.sent_bytes) == ("ann/weights", 50_000)
+
+
 def test_no_other_address_profits(secured: RunningHub, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server with the cluster's certificate is trusted neither elsewhere nor as the public Hub."""
     hub_api("https://hub.example.org", False)
@@ -147,7 +170,12 @@ def test_public_roots_stay_trusted_for_a_named_hub(cluster: Cluster, own: Path, 
     ids=["another host", "another cluster", "expired", "of tomorrow", "plain HTTP"],
 )
 def test_what_cannot_be_trusted_is_explained(
-    cluster: Cluster, own: Path, tmp_path: Path, make: Callable[..., HubCertificate | None], reason: str
+    cluster: Cluster,
+    own: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[..., HubCertificate | None],
+    reason: str,
 ) -> None:
     """Each fault of a Hub's certificate has a message of its own, at once, and nothing is sent."""
     other = Cluster(tmp_path / "other")
@@ -159,7 +187,11 @@ def test_what_cannot_be_trusted_is_explained(
         assert reason in refused.value.why
         assert address in refused.value.what
         assert refused.value.hint
+        calls = HubCalls(api=hub_api(address, "hf_x"), notice=waits.append)
+        with pytest.raises(HubUnreachable):  # a call that the client repeats by itself
+            calls.run(lambda: list(calls.api.list_models()), what="searching")
         assert waits == []
+        assert "Retrying" not in caplog.text
 
 
 def test_plain_requests_to_a_tls_port_are_answered(secured: RunningHub, own: Path) -> None:
