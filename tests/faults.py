@@ -694,6 +694,26 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/localhub/test_connections.py::test_idle_connections_lock_nobody_out",
         ),
         (
+            "handshakes with the own Hub that do not end",
+            "others are answered",
+            "tests/localhub/test_tls.py::test_clients_without_a_handshake_lock_nobody_out",
+        ),
+        (
+            "own Hub's certificate expired, of another host or cluster, or no TLS at all",
+            "said at once, with what to do; nothing is sent",
+            "tests/localhub/test_tls.py::test_what_cannot_be_trusted_is_explained",
+        ),
+        (
+            "plain HTTP to the own Hub's TLS port",
+            "answered with what to change",
+            "tests/localhub/test_tls.py::test_plain_requests_to_a_tls_port_are_answered",
+        ),
+        (
+            "authority away when the own Hub's certificate is due",
+            "a valid one is used on, with a warning",
+            "tests/security/test_hub_certificate.py::test_a_usable_certificate_outlives_an_authority_that_is_away",
+        ),
+        (
             "upload over a slow line",
             "goes on while bytes come",
             "tests/localhub/test_connections.py::test_an_upload_over_a_slow_line_goes_on_as_long_as_it_comes",
