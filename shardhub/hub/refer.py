@@ -18,14 +18,14 @@ from shardhub.hub.commits import commit_on
 from shardhub.hub.publish import PublishedRepo
 from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_journal import PushJournal
-from shardhub.hub.push_weights import PushProgress, UnhashedFile, hash_assemblies
+from shardhub.hub.push_weights import PushProgress, hash_assemblies
 from shardhub.hub.remote_repo import RemoteRepo, look, read_small
 from shardhub.manifest import Manifest, RepoLocation, SourceLocation, Stage, WeightFile, decode_identified, encode
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, SIGNATURE_FILE
 from shardhub.security.signatures import Signer
 from shardhub.source_ranges import ReferencedFile, SourceRanges
 from shardhub.splitting.cards import pipeline_reference, shard_reference, with_reference
-from shardhub.splitting.job import layout_key
+from shardhub.splitting.job import LeftWeightFile, layout_key
 from shardhub.splitting.weight_layout import FileLayout
 
 
@@ -201,9 +201,9 @@ class Referral:
     def _compare(self, journal: PushJournal, progress: Callable[[PushProgress], None]) -> None:
         keys = {layout_key(layout, self._checkpoint): layout for layouts in self._layouts for layout in layouts}
         unknown = [
-            UnhashedFile(name=layout.name, key=key, assembly=assembly)
+            LeftWeightFile(name=layout.name, key=key, assembly=left.assembly)
             for key, layout in keys.items()
-            if key not in journal.digests and (assembly := layout.assembly) is not None
+            if key not in journal.digests and (left := layout.left) is not None
         ]
         total_bytes = sum(file.assembly.size_bytes for file in unknown)
         done_bytes = 0
@@ -249,9 +249,9 @@ class Referral:
                 stage_digest=shard.stage.digest,
                 source=shard.stage.source,
                 files=tuple(
-                    ReferencedFile(name=layout.name, ranges=assembly.ranges)
+                    ReferencedFile(name=layout.name, ranges=left.assembly.ranges)
                     for layout in layouts
-                    if (assembly := layout.assembly) is not None
+                    if (left := layout.left) is not None
                 ),
             )
         )
@@ -327,7 +327,7 @@ def _layout(file: WeightFile, checkpoint: Checkpoint, stored_names: Mapping[str,
     stored = tuple(checkpoint.tensors[name] for name in names)
     header = encode_header((name, tensor.spec) for name, tensor in zip(file.tensors, stored, strict=True))
     layout = FileLayout(name=file.name, header=header, tensors=file.tensors, stored=stored)
-    return layout if layout.assembly is not None and layout.size_bytes == file.size_bytes else None
+    return layout if layout.left is not None and layout.size_bytes == file.size_bytes else None
 
 
 def _card(calls: HubCalls, there: RemoteRepo, paragraph: str) -> dict[str, bytes]:

@@ -198,7 +198,7 @@ class Snapshot:
             if file.name in repo.files:
                 origins.append(RepoFile(repo, file.name))
             if source is not None and file.name in assemblies.by_name:
-                origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source))
+                origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source, repo))
             fetch_blob(
                 origins,
                 sha256=file.sha256,

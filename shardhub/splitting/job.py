@@ -29,7 +29,7 @@ from shardhub.manifest import (
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
-from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer
+from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer, ranges_version
 from shardhub.splitting.contents import ModelContents, StageContents, check_cover
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
@@ -40,7 +40,7 @@ from shardhub.splitting.shard_folder import (
     pipeline_files,
     pipeline_in_place,
 )
-from shardhub.splitting.weight_layout import MAX_FILE_BYTES, ComputedTensor, FileLayout, lay_out
+from shardhub.splitting.weight_layout import MAX_FILE_BYTES, ComputedTensor, FileLayout, LeftFile, lay_out
 
 if TYPE_CHECKING:
     from shardhub.security.signatures import Signer
@@ -91,6 +91,42 @@ class ShardJob:
             and (hidden / layout.name).is_file()
             and (hidden / layout.name).stat().st_size == layout.size_bytes
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """A file with weights that a shard's repo has to hold.
+
+    Attributes:
+        key: Digest of what it is made of, independent of the cut.
+        layout: What is in it.
+        weight_file: The weight file whose computed tensors it holds; None if it is a weight file itself.
+    """
+
+    key: str
+    layout: FileLayout
+    weight_file: LeftWeightFile | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight file, in bytes."""
+        return self.layout.size_bytes if self.weight_file is None else self.weight_file.assembly.size_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftWeightFile:
+    """A weight file that is left in the source.
+
+    Attributes:
+        key: As of `ShardFile`.
+        assembly: How it is put together.
+        has_computed: Whether computed tensors of it are in the shard's repo.
+    """
+
+    name: str
+    key: str
+    assembly: Assembly
+    has_computed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,20 +210,41 @@ class SplitJob:
             crossings_out=shard.contents.crossings_out,
         )
 
-    def assembly(self, layout: FileLayout) -> Assembly | None:
-        """How a weight file that is left in the source is put together; None if it is written."""
-        return layout.assembly if self.by_reference else None
+    def left(self, shard: ShardJob, layout: FileLayout) -> LeftFile | None:
+        """A weight file with what of it is left in the source; None if all of it is written."""
+        return layout.left if self.by_reference else None
+
+    def left_files(self, shard: ShardJob) -> list[LeftWeightFile]:
+        """A shard's weight files that are left in the source."""
+        return [
+            LeftWeightFile(name=layout.name, key=key, assembly=left.assembly, has_computed=left.computed is not None)
+            for key, layout in zip(shard.keys, shard.layouts, strict=True)
+            if (left := self.left(shard, layout)) is not None
+        ]
+
+    def shard_files(self, shard: ShardJob) -> list[ShardFile]:
+        """The files with weights that a shard's repo has to hold."""
+        files = []
+        for key, layout in zip(shard.keys, shard.layouts, strict=True):
+            if (left := self.left(shard, layout)) is None:
+                files.append(ShardFile(key=key, layout=layout))
+            elif left.computed is not None:
+                whole = LeftWeightFile(name=layout.name, key=key, assembly=left.assembly, has_computed=True)
+                files.append(ShardFile(key=f"computed:{key}", layout=left.computed, weight_file=whole))
+        return files
 
     def ranges(self, shard: ShardJob, stage_digest: str) -> SourceRanges | None:
         """Make ranges.json of a shard; None if all of its weight files are written."""
-        files = [
-            ReferencedFile(name=layout.name, ranges=assembly.ranges)
-            for layout in shard.layouts
-            if (assembly := self.assembly(layout)) is not None
-        ]
+        files = tuple(ReferencedFile(name=file.name, ranges=file.assembly.ranges) for file in self.left_files(shard))
         if not files:
             return None
-        return SourceRanges(stage_digest=stage_digest, source=self.source, files=tuple(files), hub=self.source_hub)
+        return SourceRanges(
+            format_version=ranges_version(files),
+            stage_digest=stage_digest,
+            source=self.source,
+            files=files,
+            hub=self.source_hub,
+        )
 
     def manifest(self, stage_digests: Sequence[str], locations: Sequence[Location] = ()) -> Manifest:
         """Make shardhub.json once the stage digests are known.
@@ -291,7 +348,7 @@ class SplitJob:
     def _source_location(self, shard: ShardJob) -> tuple[SourceLocation, ...]:
         """The source, if weight files of a shard are left there."""
         repo, commit = self.source.repo, self.source.commit
-        if repo is None or commit is None or not any(map(self.assembly, shard.layouts)):
+        if repo is None or commit is None or not self.left_files(shard):
             return ()
         return (SourceLocation(repo=repo, commit=commit, hub=self.source_hub),)
 

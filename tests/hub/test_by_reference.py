@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -38,6 +38,7 @@ from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, STAGE_FILE
 from shardhub.shard import read_shard
+from shardhub.splitting.contents import ModelContents
 from shardhub.splitting.job import prepare
 from shardhub.tensors import TensorSpec
 from tests.checkpoints import FOLDER, HIDDEN, contents_of, stages_of, write_checkpoint
@@ -465,7 +466,7 @@ def test_new_commit_of_the_source_takes_old_copies_away(
 class Negated:
     """Computes a norm of layer 1 from the source's: a computed tensor as those of the model layer."""
 
-    name: str = "model.layers.1.input_layernorm.weight"
+    name: ClassVar[str] = "model.layers.1.input_layernorm.weight"
     recipe: str = "negated"
 
     @property
@@ -481,24 +482,68 @@ class Negated:
             yield memoryview(np.negative(np.frombuffer(data, np.float32)).tobytes())
 
 
-def test_only_files_with_computed_tensors_are_uploaded(
-    api: HfApi, user: str, model: Path, tmp_path: Path, fetcher: Fetcher, net: faulty.Network
-) -> None:
-    """A weight file with a tensor that the source does not store is in the shard's repo, the others are not."""
-    repo = upload_model(api, user, model)
-    contents = contents_of(open_checkpoint(model))
-    computed = Negated()
+COMPUTED = "computed-layer-00001.safetensors"
+
+
+@pytest.fixture
+def negated(model: Path) -> ModelContents:
+    """What the model has if a norm of layer 1 has to be computed."""
+    contents, computed = contents_of(open_checkpoint(model)), Negated()
     stored = {final: name for final, name in contents.stored_names.items() if final != computed.name}
-    contents = replace(contents, stored_names=stored, computed=computed)
-    at = push(api, user, repo, [3], tmp_path, contents=contents).shards[0]
+    return replace(contents, stored_names=stored, computed=computed)
+
+
+def test_only_computed_tensors_are_uploaded(
+    api: HfApi, user: str, model: Path, negated: ModelContents, tmp_path: Path, fetcher: Fetcher, net: faulty.Network
+) -> None:
+    """Of a weight file with a computed tensor, that tensor alone is in the shard's repo; the identity is a copy's."""
+    repo = upload_model(api, user, model)
+    copied = push(api, user, repo, [3], tmp_path / "copy", contents=negated, by_reference=False, name="copy")
+    made = push(api, user, repo, [3], tmp_path, contents=negated)
+    assert (made.pipeline_id, made.stage_digests) == (copied.pipeline_id, copied.stage_digests)
+    at = made.shards[0]
     files = api.list_repo_files(at.repo)
-    assert [name for name in files if name.endswith(WEIGHTS)] == ["layer-00001.safetensors"]
+    assert [name for name in files if name.endswith(WEIGHTS)] == [COMPUTED]
     assert INDEX_FILE not in files
+    computed = load_file(api.hf_hub_download(at.repo, COMPUTED))
+    assert set(computed) == {Negated.name}
+    assert made.uploaded_bytes == Path(api.hf_hub_download(at.repo, COMPUTED)).stat().st_size
+    net.forget()
     folder = fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
+    size_bytes = sum(path.stat().st_size for path in folder.glob(f"*{WEIGHTS}"))
+    assert net.fetched(WEIGHTS) <= 1.01 * size_bytes
     layer = load_file(folder / "layer-00001.safetensors")
     source = {name: tensor for path in model.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    assert np.array_equal(layer[computed.name], -source[computed.name])
-    assert "3 of its weight files are published by reference" in document(api, at.repo, CARD_FILE).decode()
+    assert np.array_equal(layer[Negated.name], -source[Negated.name])
+    assert "Its weight files are published by reference" in document(api, at.repo, CARD_FILE).decode()
+    again = push(api, user, repo, [3], tmp_path / "elsewhere", contents=negated)  # with another journal
+    assert [one.action for one in (*again.shards, again.pipeline)] == [Action.KEEP] * 3
+
+
+def test_computed_tensors_that_are_gone_are_uploaded_again(
+    api: HfApi, user: str, model: Path, negated: ModelContents, tmp_path: Path, fetcher: Fetcher
+) -> None:
+    """A repo that lost its computed tensors is refused by name, and the next push completes it."""
+    repo = upload_model(api, user, model)
+    at = push(api, user, repo, [3], tmp_path, contents=negated).shards[0]
+    commit = api.delete_file(COMPUTED, at.repo).oid
+    with pytest.raises(FormatError, match=f"The shard {at.repo} does not have the bytes of layer-00001"):
+        fetcher.fetch(Reference(repo=at.repo, revision=commit))
+    again = push(api, user, repo, [3], tmp_path / "elsewhere", contents=negated).shards[0]
+    assert again.action is Action.UPDATE
+    fetcher.fetch(Reference(repo=again.repo, revision=again.commit))
+
+
+def test_computed_tensors_become_part_of_copies(
+    api: HfApi, user: str, model: Path, negated: ModelContents, tmp_path: Path
+) -> None:
+    """Published again without the option, the repo holds whole weight files only."""
+    repo = upload_model(api, user, model)
+    push(api, user, repo, [3], tmp_path, contents=negated)
+    at = push(api, user, repo, [3], tmp_path, contents=negated, by_reference=False).shards[0]
+    files = set(api.list_repo_files(at.repo))
+    assert COMPUTED not in files
+    assert set(json.loads(document(api, at.repo, INDEX_FILE))["weight_map"].values()) <= files
 
 
 # Processes
