@@ -115,6 +115,7 @@ class Referral:
         published: The pipeline.
         checkpoint: Its source.
         stored_names: The source's name of each tensor that is copied unchanged, by its name in the shards.
+        hub: Name of the source's Hub, if it is another than the pipeline's.
         drop_copies: Whether the weight files that nodes can fetch from the source are deleted from the shards.
         signer: Signs the changed manifest.
 
@@ -134,11 +135,13 @@ class Referral:
         checkpoint: Checkpoint,
         stored_names: Mapping[str, str],
         *,
+        hub: str | None = None,
         drop_copies: bool = False,
         signer: Signer | None = None,
     ) -> None:
         self._published = published
         self._checkpoint = checkpoint
+        self._hub = hub
         self._drop_copies = drop_copies
         self._signer = signer
         self._layouts = [
@@ -253,6 +256,7 @@ class Referral:
                     for layout in layouts
                     if (left := layout.left) is not None
                 ),
+                hub=self._hub,
             )
         )
 
@@ -263,7 +267,7 @@ class Referral:
         if is_done(there):
             return PublishedRepo(repo=there.repo, commit=there.commit, action=Action.KEEP)
         documents = {RANGES_FILE: data}
-        documents |= _card(calls, there, shard_reference(shard.stage, len(layouts), on_hub=True))
+        documents |= _card(calls, there, shard_reference(shard.stage, len(layouts), on_hub=True, hub=self._hub))
         dropped = self._copies(there, layouts)
         if dropped and INDEX_FILE in there.files:  # it names files that are no longer beside it
             dropped.add(INDEX_FILE)
@@ -274,7 +278,7 @@ class Referral:
     def _name(self, calls: HubCalls, shards: Sequence[PublishedRepo]) -> PublishedRepo:
         """Write the manifest that names the shards' new commits, and the source."""
         there, manifest = self._published.remote, self._published.manifest
-        source = SourceLocation(repo=self._published.repo, commit=self._published.commit)
+        source = SourceLocation(repo=self._published.repo, commit=self._published.commit, hub=self._hub)
         stages = tuple(
             entry.model_copy(
                 update={
