@@ -23,7 +23,7 @@ from shardhub.usecases.kept_parity import KeptParity
 from shardhub.usecases.parity import ParitySettings, measure_split, settle_numbers, twin_findings
 from shardhub.usecases.pipeline_source import source_hub, warn_of_access
 from shardhub.usecases.places import base_name, hub, open_model
-from shardhub.usecases.push import Publication, Push, PushSettings, gate_of, push_progress, source_info
+from shardhub.usecases.push import Publication, Push, PushSettings, push_progress, source_info
 from shardhub.usecases.tokenizer import with_tokenizer
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -96,8 +96,7 @@ class ModelPush(Push):
         source = source_info(self._model.source, calls)
         if source is not None and settings.by_reference:
             warn_of_access(source, watcher)
-        doubts = ["its own repo is private"] if source is not None and source.private else []
-        self._decide(job, gate_of(source), doubts)
+        self._decide(job, source)
 
     def _checked_job(self) -> SplitJob:
         """Check the weights if that is requested, and measure the stages' numbers."""

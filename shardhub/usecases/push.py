@@ -48,7 +48,7 @@ class PushSettings:
     Attributes:
         namespace: User or organisation to publish as; None takes the token's.
         name: Base name of the repos; None takes the model's.
-        private: Make repos that only their owner can read.
+        private: Make repos that only their owner can read; None does so if the model's own repo is private.
         replace: Replace other cuts of this name; the old commits stay, tagged.
         assume_yes: Publish to everyone without a question, whatever the model's licence and gate state.
         cache_dir: The cache's folder; None takes the user's.
@@ -58,7 +58,7 @@ class PushSettings:
 
     namespace: str | None = None
     name: str | None = None
-    private: bool = False
+    private: bool | None = None
     replace: bool = False
     assume_yes: bool = False
     cache_dir: str | Path | None = None
@@ -113,11 +113,13 @@ class Push:
     Attributes:
         plan: What it will do, repo by repo.
         reasons: Reasons against making it public; empty if it is private or there are none.
+        follows: The private source whose privacy new repos take over; empty without one.
         fields: Fields of the source's model card.
     """
 
     plan: PushPlan
     reasons: list[str]
+    follows: str
     fields: dict[str, Value]
 
     def __init__(self, settings: PushSettings, watcher: Watcher, *, checked: bool = False) -> None:
@@ -162,19 +164,25 @@ class Push:
         self._finish(made)
         return made
 
-    def _decide(self, job: SplitJob, gate: str | None, doubts: Sequence[str] = ()) -> None:
+    def _decide(self, job: SplitJob, source: ModelInfo | None, doubts: Sequence[str] = ()) -> None:
         """Decide what to do with each repo.
 
         Args:
             job: What is published.
-            gate: Gate of the source's repo: `auto`, `manual` or None.
+            source: What a Hub says about the source's repo; None if it is a folder, or not known.
             doubts: Further reasons against making it public.
         """
         settings = self._destination
+        gate = source.gated if source is not None and isinstance(source.gated, str) else None
         self.fields = source_fields(job.checkpoint.folder)
         self.plan = plan_push(
-            job, self._calls, self._journal, private=settings.private, gate=gate, replace=settings.replace
+            job, self._calls, self._journal, private=settings.private is True, gate=gate, replace=settings.replace
         )
+        self.follows = ""
+        if source is not None and source.private:
+            doubts = [*doubts, "its own repo is private"]
+            if settings.private is None and all(at.remote is None or at.remote.private for at in self.plan.decisions):
+                self.follows, self.plan = source.id, replace(self.plan, private=True)
         self.reasons = [*reservations(self.fields, gated=gate is not None), *doubts] if self.plan.is_public else []
 
     def _checked_job(self) -> SplitJob:
@@ -229,12 +237,12 @@ class FolderPush(Push):
                 "warning: the folder's manifest is signed, but the published one names repos and needs a signature of "
                 "its own: add `sign_key`, or it stays unsigned"
             )
-        gate, doubts = None, []
+        source, doubts = None, []
         try:
-            gate = gate_of(source_info(job.source, self._calls))
+            source = source_info(job.source, self._calls)
         except (NotFound, AccessError) as error:  # the source may be on another Hub, or gone since it was split
             doubts = [f"it is not known whether the source is gated: {error.what.rstrip('.')}"]
-        self._decide(self._job, gate, doubts)
+        self._decide(self._job, source, doubts)
 
     def _checked_job(self) -> SplitJob:
         """Check the sha256 of every weight file that may be uploaded, before anything is written."""
@@ -301,11 +309,6 @@ def source_info(source: Source, calls: HubCalls) -> ModelInfo | None:
         repo=repo,
         revision=source.commit,
     )
-
-
-def gate_of(source: ModelInfo | None) -> str | None:
-    """Gate of the source's repo: `auto`, `manual` or None."""
-    return source.gated if source is not None and isinstance(source.gated, str) else None
 
 
 def push_progress(watcher: Watcher) -> Callable[[PushProgress], None]:
