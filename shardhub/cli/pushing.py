@@ -28,6 +28,10 @@ class PushFlags:
         str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
     ] = None
     name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None
+    by_reference: Annotated[
+        bool,
+        typer.Option("--by-reference", help="Upload no weights: nodes fetch them from the model's own repo."),
+    ] = False
     private: Annotated[
         bool | None,
         typer.Option(

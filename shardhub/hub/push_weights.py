@@ -88,7 +88,7 @@ def hash_assemblies(
 
     Args:
         checkpoint: The source.
-        files: The files, all of whose tensors the source stores.
+        files: The files.
         journal: Receives each sha256 as soon as it is known.
         count: Called with the file's name and the bytes read since the last call; never by two threads at once.
 
@@ -104,7 +104,9 @@ def hash_assemblies(
             with counting:
                 count(file.name, num_bytes)
 
-        return file.key, assembly_sha256(file.assembly, partial(open_unchanged, checkpoint), progress)
+        return file.key, assembly_sha256(
+            file.assembly, partial(open_unchanged, checkpoint, computed=file.stand_in), progress
+        )
 
     for key, sha256 in in_threads(hash_one, files, num_threads=NUM_AT_ONCE):
         journal.add(key, sha256)
@@ -213,7 +215,7 @@ class WeightFiles:
             self._done_bytes += num_bytes
             self._tell("reading", remote.repo, name)
 
-        hash_assemblies(self._job.checkpoint, unknown, self._journal, count)
+        hash_assemblies(self._job.origin, unknown, self._journal, count)
 
     def _known_here(self, shard: ShardJob, remote: RemoteRepo) -> set[str]:
         """sha256 of what the repo is known to have: in its tree, uploaded before, or copied from another repo now."""
@@ -264,7 +266,7 @@ class WeightFiles:
             sha256 = digests[0]
             self._record(file.key, layout.name, sha256, written)
             if (whole := file.weight_file) is not None:
-                opened = partial(open_unchanged, self._job.checkpoint, computed=path)
+                opened = partial(open_unchanged, self._job.origin, computed=path)
                 self._record(whole.key, whole.name, assembly_sha256(whole.assembly, opened, add_bytes), None)
             sizes = {sha256: layout.size_bytes}
             if not remote.holds(sha256) and not self._get_given(remote.repo, sizes):

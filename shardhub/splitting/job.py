@@ -121,12 +121,14 @@ class LeftWeightFile:
         key: As of `ShardFile`.
         assembly: How it is put together.
         has_computed: Whether computed tensors of it are in the shard's repo.
+        stand_in: File on this disk that is read in place of those of the shard's repo.
     """
 
     name: str
     key: str
     assembly: Assembly
     has_computed: bool = False
+    stand_in: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,11 @@ class SplitJob:
     inexact: str | None = None
     signer: Signer | None = None
     records: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The checkpoint that weight files are left in."""
+        return self.checkpoint
 
     @property
     def digests(self) -> Mapping[str, str]:
@@ -254,7 +261,7 @@ class SplitJob:
             locations: Location of each shard; by default the folders beside the pipeline's.
         """
         places = locations or [FolderLocation(kind="folder", name=shard.folder.name) for shard in self.shards]
-        sources = [self._source_location(shard) for shard in self.shards]
+        sources = [self.source_locations(shard) for shard in self.shards]
         return Manifest(
             format_version=2 if any(sources) else 1,
             name=self.name,
@@ -345,7 +352,7 @@ class SplitJob:
         expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
         pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)
 
-    def _source_location(self, shard: ShardJob) -> tuple[SourceLocation, ...]:
+    def source_locations(self, shard: ShardJob) -> tuple[SourceLocation, ...]:
         """The source, if weight files of a shard are left there."""
         repo, commit = self.source.repo, self.source.commit
         if repo is None or commit is None or not self.left_files(shard):

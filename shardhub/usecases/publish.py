@@ -33,21 +33,17 @@ class PublishSettings(PushSettings):
     """Where and how a model's stages are published: as `PushSettings`, and how the model is split.
 
     Attributes:
-        by_reference: Upload documents only: nodes fetch the weights from the model's own repo.
         check_weights: Refuse NaN and infinite weights; all weights are then read first.
         parity: Whether the stages are compared with the whole model.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
-        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
         quantisation: How the weights are quantised while they are split; None splits them as they are.
     """
 
-    by_reference: bool = False
     check_weights: bool = False
     parity: ParitySettings = field(default_factory=ParitySettings)
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
-    source_endpoint: str | None = None
     quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
