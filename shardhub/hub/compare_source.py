@@ -10,7 +10,7 @@ from shardhub.errors import DigestMismatch, UsageError
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.push_weights import PushProgress, hash_assemblies
 from shardhub.manifest import Source
-from shardhub.splitting.job import LeftWeightFile
+from shardhub.splitting.shard_job import LeftWeightFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from shardhub.manifest import Manifest, RepoLocation, WeightFile, encode
 from shardhub.naming import RANGES_FILE, SIGNATURE_FILE, is_computed_file
 from shardhub.parity import PARITY_FOLDER
 from shardhub.splitting.documents import pipeline_documents, shard_documents
-from shardhub.splitting.job import ShardJob
+from shardhub.splitting.shard_job import ShardJob
 from shardhub.splitting.weight_copy import Copier
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from shardhub.hub.remote_repo import RemoteRepo, look
 from shardhub.manifest import Stage, encode
 from shardhub.naming import RANGES_FILE
 from shardhub.splitting.cards import model_tag
-from shardhub.splitting.job import ShardFile, ShardJob, SplitJob
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import ShardFile, ShardJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

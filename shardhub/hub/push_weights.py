@@ -20,7 +20,8 @@ from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo
 from shardhub.hub.several import in_threads
 from shardhub.source_ranges import RangePlace
-from shardhub.splitting.job import LeftWeightFile, ShardFile, ShardJob, SplitJob
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import LeftWeightFile, ShardFile, ShardJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout
 

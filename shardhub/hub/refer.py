@@ -36,7 +36,7 @@ from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, SIGNATURE_FIL
 from shardhub.security.signatures import Signer
 from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, ranges_version
 from shardhub.splitting.cards import pipeline_reference, shard_reference, with_reference
-from shardhub.splitting.job import LeftWeightFile, layout_key
+from shardhub.splitting.shard_job import LeftWeightFile, layout_key
 from shardhub.splitting.weight_layout import FileLayout
 
 

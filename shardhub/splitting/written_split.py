@@ -26,7 +26,8 @@ from shardhub.shard import Pipeline, Shard, other_stage, read_pipeline, read_sha
 from shardhub.source_ranges import Assembly, FileRange
 from shardhub.splitting.cards import MAX_CARD_BYTES, num_computed_in
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
-from shardhub.splitting.job import LeftWeightFile, ShardJob, SplitJob
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import LeftWeightFile, ShardJob
 from shardhub.splitting.weight_layout import FileLayout, LeftFile, leave
 
 
