@@ -416,6 +416,24 @@ def test_copies_get_references_and_both_serve(
     assert net.fetched(FIRST) > 0
 
 
+def test_copy_that_differs_is_passed_over(
+    api: HfApi, user: str, model: Path, tmp_path: Path, fetcher: Fetcher, said: list[str]
+) -> None:
+    """A weight file that is not the stage's is named in a warning, and assembled from the source."""
+    repo = upload_model(api, user, model)
+    push(api, user, repo, [3], tmp_path, by_reference=False)
+    at = push(api, user, repo, [3], tmp_path).shards[0]
+    name = "layer-00001.safetensors"
+    commit = api.upload_file(path_or_fileobj=b"other", path_in_repo=name, repo_id=at.repo).oid
+    shard = read_shard(fetcher.fetch(Reference(repo=at.repo, revision=commit)))
+    assert {file.sha256 for file in shard.stage.weight_files} == {
+        path.resolve().name for path in shard.folder.glob(f"*{WEIGHTS}")
+    }
+    assert said == [
+        f"warning: {at.repo}/{name} differs from the file that stage.json names. It is taken from elsewhere."
+    ]
+
+
 def test_error_names_all_places(
     api: HfApi, user: str, model: Path, tmp_path: Path, fetcher: Fetcher, net: faulty.Network
 ) -> None:
