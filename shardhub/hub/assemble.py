@@ -28,7 +28,7 @@ _MAX_SKIPPED_SHARE = (1, 128)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """A range, or a part of one, and its position `at` in the window."""
+    """A range, or a part of one, and its position `at` in a window."""
 
     place: RangePlace
     start: int
@@ -121,10 +121,7 @@ def read_assembly(
             return stack.enter_context(closing(open_file(place)))
 
         for window in _windows(assembly.ranges, max(0, start - len(assembly.header)), limit_bytes):
-            if _is_in_order(window):
-                yield from _in_order(window, opened, progress)
-            else:
-                yield _gathered(window, opened, progress)
+            yield from _in_turn(window, opened, progress)
 
 
 def assembly_sha256(
@@ -156,33 +153,36 @@ def _windows(ranges: Sequence[FileRange], skip: int, limit_bytes: int) -> Iterat
         yield window
 
 
-def _is_in_order(pieces: Sequence[FileRange] | Sequence[_Piece]) -> bool:
-    """Whether pieces are needed in the order in which the files have them."""
-    positions = [(piece.place, piece.start) for piece in pieces]
+def _is_in_order(ranges: Sequence[FileRange]) -> bool:
+    """Whether ranges are needed in the order in which the files have them."""
+    positions = [(part.place, part.start) for part in ranges]
     return positions == sorted(positions)
 
 
-def _in_order(
+def _in_turn(
     window: Sequence[_Piece], opened: Callable[[RangePlace], ByteSource], progress: Callable[[int], None]
 ) -> Iterator[memoryview]:
-    """The bytes of a window that is in order, as they come."""
+    """The bytes of a window in order: what is read before its turn is kept until then, and the rest is passed on.
+
+    Most bytes of a layer come in turn, because weights are ordered by name in the source and in weight files, and only
+    what is smaller lies between them. They are hashed while they are in the processor's cache.
+    """
     buffer = memoryview(bytearray(_READ_BYTES))
-    for source, start, stop, _ in _reads(window, opened):
-        received = buffer[: stop - start]
+    kept: dict[int, memoryview] = {}
+    turn = 0
+    for source, start, stop, at in _reads(window, opened):
+        is_next = at == turn
+        received = buffer[: stop - start] if is_next else memoryview(bytearray(stop - start))
         source.read_into(start, received)
         progress(len(received))
+        if not is_next:
+            kept[at] = received
+            continue
         yield received
-
-
-def _gathered(
-    window: Sequence[_Piece], opened: Callable[[RangePlace], ByteSource], progress: Callable[[int], None]
-) -> memoryview:
-    """The bytes of a window, read in the order in which the files have them."""
-    buffer = memoryview(bytearray(sum(piece.size_bytes for piece in window)))
-    for source, start, stop, at in _reads(window, opened):
-        source.read_into(start, buffer[at : at + stop - start])
-        progress(stop - start)
-    return buffer
+        turn += len(received)
+        while (waiting := kept.pop(turn, None)) is not None:
+            yield waiting
+            turn += len(waiting)
 
 
 def _reads(

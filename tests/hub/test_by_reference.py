@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from huggingface_hub import HfApi
 from safetensors.numpy import load_file
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shardhub.checkpoint.header import encode_header, read_header
+from shardhub.checkpoint.header import FileSource, encode_header, read_header
 from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.errors import (
     AccessError,
@@ -38,6 +39,7 @@ from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, STAGE_FILE
 from shardhub.shard import read_shard
+from shardhub.source_ranges import Assembly, FileRange
 from shardhub.splitting.contents import ModelContents
 from shardhub.splitting.job import prepare
 from shardhub.tensors import TensorSpec
@@ -206,6 +208,23 @@ def test_layers_in_order_take_a_request_each(
     shard = fetcher.fetch(referring.shard())
     num_files = len(list(shard.glob("*.safetensors")))
     assert sum(path.endswith(WEIGHTS) for _, path, _ in net.requests) == num_files
+
+
+def test_bytes_that_come_in_turn_are_not_kept(tmp_path: Path) -> None:
+    """Of a layer whose large tensor comes after a small one that has to follow it, only the small one is kept."""
+    large, small = 16 << 20, 1000
+    path = tmp_path / "model.safetensors"
+    data = np.random.default_rng(0).bytes(small + large)
+    path.write_bytes(data)
+    ranges = tuple(
+        FileRange(file=path.name, start=start, stop=stop) for start, stop in ((small, small + large), (0, small))
+    )
+    tracemalloc.start()
+    digest = assemble.assembly_sha256(Assembly(header=b"head", ranges=ranges), lambda _: FileSource(path))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert digest == hashlib.sha256(b"head" + data[small:] + data[:small]).hexdigest()
+    assert peak_bytes < large / 4
 
 
 def in_layer_order(path: Path) -> None:
