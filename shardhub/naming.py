@@ -22,6 +22,7 @@ COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 # The first digits of a commit, which git accepts if they are unique.
 SHORT_COMMIT_PATTERN = r"^[0-9a-f]{7,39}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+_COMPUTED_PREFIX = "computed-"
 # Reserved on Windows, where such a name opens a device.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
@@ -130,6 +131,19 @@ def weight_file_name(group: str, part: int | None = None) -> str:
     if not safe[0].isalnum():
         safe = f"m{safe}"
     return f"{safe}.safetensors" if part is None else f"{safe}-{part:05d}.safetensors"
+
+
+def computed_file_name(weight_file: str) -> str:
+    """Name of the file with the computed tensors of a weight file whose other tensors are left in the source.
+
+    A weight file never has such a name: groups begin with `layer-` or are module paths, in which there are no hyphens.
+    """
+    return f"{_COMPUTED_PREFIX}{weight_file}"
+
+
+def is_computed_file(name: str) -> bool:
+    """Whether a file has a name that `computed_file_name` gives."""
+    return name.startswith(_COMPUTED_PREFIX)
 
 
 def check_is_text(path: Path) -> None:

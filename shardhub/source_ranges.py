@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -33,12 +33,30 @@ from shardhub.tensors import TensorSpec
 WeightFileName = Annotated[str, Field(pattern=WEIGHT_FILE_PATTERN)]
 
 
+class RangePlace(NamedTuple):
+    """A file that ranges lie in.
+
+    Attributes:
+        in_shard: Whether it is in the shard's own repo; else it is in the source's.
+    """
+
+    in_shard: bool
+    file: str
+
+
 class FileRange(Document):
-    """The bytes [start, stop) of a file."""
+    """The bytes [start, stop) of a file of the source, or of the shard's own repo.
+
+    Attributes:
+        in_shard: Whether the file is in the shard's own repo, because the source does not store the tensor.
+    """
+
+    omitted_when_empty = ("in_shard",)
 
     file: WeightFileName
     start: Size
     stop: Size
+    in_shard: bool = False
 
     @model_validator(mode="after")
     def _forward(self) -> FileRange:
@@ -51,9 +69,14 @@ class FileRange(Document):
     def size_bytes(self) -> int:
         return self.stop - self.start
 
+    @property
+    def place(self) -> RangePlace:
+        """The file, and in whose repo it is."""
+        return RangePlace(in_shard=self.in_shard, file=self.file)
+
 
 class ReferencedFile(Document):
-    """A weight file by its tensors' places in the source, in the order of the weight file."""
+    """A weight file by its tensors' places, in the order of the weight file."""
 
     name: WeightFileName
     ranges: Annotated[tuple[FileRange, ...], Field(min_length=1, max_length=MAX_TENSORS_PER_FILE)]
@@ -69,16 +92,18 @@ class SourceRanges(Document):
     """ranges.json of a shard.
 
     Attributes:
+        format_version: 2 if a range lies in the shard's own repo, which readers of version 1 cannot use; else 1.
         stage_digest: Digest of the stage.json that it was made for.
         source: As in that stage.json.
         files: Weight files of the stage, in its order; the others lie in the shard's repo.
         hub: Name of the Hub that has the source; None if it is the one that the shard is on.
     """
 
+    newest_version = 2
     omitted_when_empty = ("hub",)
 
     kind: Literal["shardhub-ranges"] = "shardhub-ranges"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     stage_digest: Digest
     source: Source
     files: Annotated[tuple[ReferencedFile, ...], Field(min_length=1, max_length=MAX_FILES)]
@@ -90,6 +115,17 @@ class SourceRanges(Document):
             raise ValueError("source: only a model at a commit on the Hub can be referred to")
         return self
 
+    @model_validator(mode="after")
+    def _needs_its_version(self) -> SourceRanges:
+        if self.format_version != (expected := ranges_version(self.files)):
+            raise ValueError(f"format_version: it is {self.format_version}, but these ranges need {expected}")
+        return self
+
+
+def ranges_version(files: Sequence[ReferencedFile]) -> Literal[1, 2]:
+    """The format version of a document with these files."""
+    return 2 if any(part.in_shard for file in files for part in file.ranges) else 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
@@ -97,7 +133,7 @@ class Assembly:
 
     Attributes:
         header: Its first bytes.
-        ranges: The source's bytes that follow, in this order.
+        ranges: The bytes that follow, in this order.
     """
 
     header: bytes
@@ -148,8 +184,8 @@ def check_can_refer(model: str, *, in_folder: bool, quantised: bool) -> None:
 
 def are_disjoint(ranges: Sequence[FileRange]) -> bool:
     """Whether no byte of a file is in two of these ranges."""
-    ordered = sorted((part for part in ranges if part.size_bytes), key=lambda part: (part.file, part.start))
-    return all(before.file != after.file or before.stop <= after.start for before, after in pairwise(ordered))
+    ordered = sorted((part for part in ranges if part.size_bytes), key=lambda part: (part.place, part.start))
+    return all(before.place != after.place or before.stop <= after.start for before, after in pairwise(ordered))
 
 
 def decode_ranges(data: bytes, *, stage: Stage, tensors: Mapping[str, TensorSpec], where: str) -> Assemblies:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardhub.checkpoint.header import encode_header
+from shardhub.checkpoint.header import StoredTensor, encode_header
 from shardhub.errors import DigestMismatch, FormatError
 from shardhub.manifest import Source, Stage, WeightFile, canonical, decode, encode
 from shardhub.source_ranges import Assembly, SourceRanges, decode_ranges
+from shardhub.splitting.weight_layout import ComputedTensor, FileLayout
 from shardhub.tensors import TensorSpec
 
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
@@ -84,17 +86,53 @@ def test_assemblies_have_the_size_of_the_files() -> None:
 
 def test_example_of_the_specification_is_golden() -> None:
     """The header that docs/format.md rebuilds by hand is the one that is written and read here."""
-    text = FORMAT.read_text(encoding="utf-8")
-    block = text.partition("### ranges.json")[2].partition("```text\n")[2].partition("```")[0]
-    length, header = block.splitlines()
-    rebuilt = _decoded(_document())["layer-00000.safetensors"].header
-    assert bytes.fromhex(length) + re.sub("␠", " ", header).encode() == rebuilt
+    assert _example(0) == _decoded(_document())["layer-00000.safetensors"].header
+
+
+def _example(number: int) -> bytes:
+    """The first bytes of a file, from one of the examples in docs/format.md."""
+    text = FORMAT.read_text(encoding="utf-8").partition("### ranges.json")[2]
+    length, header = re.findall(r"```text\n(.*?)```", text, re.DOTALL)[number].splitlines()
+    return bytes.fromhex(length) + re.sub("␠", " ", header).encode()
+
+
+def test_computed_tensor_lies_where_the_specification_says() -> None:
+    """The file with a computed tensor, its range and the version are those of the example; the weight file stays."""
+    places = [_range(1, 1004, 1028), _range(2, 496, 500), _range(1, 1000, 1004)]
+    stored = [
+        StoredTensor(spec=TENSORS[name], file=place["file"], start=place["start"], stop=place["stop"])
+        for name, place in zip(LAYER, places, strict=True)
+    ]
+    layout = FileLayout(
+        name="layer-00000.safetensors",
+        header=encode_header((name, TENSORS[name]) for name in LAYER),
+        tensors=LAYER,
+        stored=(stored[0], ComputedTensor(spec=TENSORS[LAYER[1]], name=LAYER[1]), stored[2]),
+    )
+    left = layout.left
+    assert left is not None
+    assert left.computed is not None
+    assert left.computed.header == _example(1)
+    place = re.search(r'`(\{"file": "computed-.*?\})`', FORMAT.read_text(encoding="utf-8"))
+    assert place is not None
+    assert left.assembly.ranges[1].model_dump() == json.loads(place[1])
+    document = _document()
+    document["files"][0]["ranges"][1] = json.loads(place[1])
+    document["format_version"] = 2
+    assert _decoded(document)["layer-00000.safetensors"] == left.assembly
+    assert encode(decode(SourceRanges, canonical(document), where="ranges.json")) == canonical(document)
+    assert left.assembly.header == _decoded(_document())["layer-00000.safetensors"].header
 
 
 def test_document_survives_its_bytes() -> None:
     """It is written in canonical form."""
     data = canonical(_document())
     assert encode(decode(SourceRanges, data, where="ranges.json")) == data
+
+
+def test_later_version_is_refused_by_name() -> None:
+    with pytest.raises(FormatError, match="format version 3"):
+        _decoded({**_document(), "format_version": 3})
 
 
 def test_source_on_another_hub_is_named() -> None:
@@ -143,6 +181,8 @@ BAD = {
     "Hub by a URL": _changed("hub", value="https://example.org"),
     "Hub without a name": _changed("hub", value=""),
     "unknown field": _changed("endpoint", value="example.org"),
+    "version 1 with a range in the shard's repo": _changed(*FIRST, "in_shard", value=True),
+    "version 2 without one": _changed("format_version", value=2),
 }
 
 

@@ -28,7 +28,17 @@ class PushFlags:
         str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
     ] = None
     name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None
-    private: Annotated[bool, typer.Option("--private", help="Create repos that only you can read.")] = False
+    by_reference: Annotated[
+        bool,
+        typer.Option("--by-reference", help="Upload no weights: nodes fetch them from the model's own repo."),
+    ] = False
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Create repos that only you, or everyone, can read; by default private if the model's own repo is.",
+        ),
+    ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be published; write nothing.")] = False
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
@@ -40,6 +50,8 @@ class PushFlags:
 def run_push(push: Push, *, dry_run: bool, as_json: bool) -> int:
     """Show what a push will do, do it unless this is a dry run, and report; returns the exit code."""
     _show(push.plan)
+    if push.follows:
+        note(f"{push.follows} is private, so its shards and pipeline will be, too; --public shows them to everyone")
     if not dry_run:
         _report(push.run(), as_json=as_json)
         return 0

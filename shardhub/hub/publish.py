@@ -21,10 +21,10 @@ from shardhub.hub.push_plan import PushPlan, holders_of, is_whole
 from shardhub.hub.push_weights import PushProgress, WeightFiles
 from shardhub.hub.remote_repo import RemoteRepo, look, read_small
 from shardhub.manifest import Manifest, RepoLocation, WeightFile, encode
-from shardhub.naming import RANGES_FILE, SIGNATURE_FILE
+from shardhub.naming import RANGES_FILE, SIGNATURE_FILE, is_computed_file
 from shardhub.parity import PARITY_FOLDER
 from shardhub.splitting.documents import pipeline_documents, shard_documents
-from shardhub.splitting.job import ShardJob
+from shardhub.splitting.shard_job import ShardJob
 from shardhub.splitting.weight_copy import Copier
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ class _Push:
         }
         documents = shard_documents(self._job, shard, stage, beside=names)
         stale = {name for name in (RANGES_FILE, INDEX_FILE) if name in there.files and name not in documents}
+        needed = {file.layout.name for file in self._job.shard_files(shard)}
+        stale |= {name for name in there.files if is_computed_file(name) and name not in needed}
         contents = _Contents(documents=documents, weights=weights, names=names, stale=stale)
         message = f"Layers {stage.start} to {stage.stop - 1} of {stage.num_layers}"
         commit = self._commit(decision, there, contents, message, lambda seen: is_whole(self._job, shard, stage, seen))

@@ -46,7 +46,7 @@ def pinned_by_pipeline(api: HfApi, repo: str, newest: str, patience: Patience) -
     if block is None:
         return None
     try:
-        pipeline = _pipeline_repo(repo, decode(ShardHint, canonical(block), where=f"{repo}/{CONFIG_FILE}: shardhub"))
+        pipeline = pipeline_repo(repo, decode(ShardHint, canonical(block), where=f"{repo}/{CONFIG_FILE}: shardhub"))
         commit = find_commit(api, pipeline, None, patience)
         data = PinnedRepo(api, pipeline, commit, patience).read(MANIFEST_FILE, MAX_DOCUMENT_BYTES)
         manifest = decode_identified(Manifest, data, where=f"{pipeline}/{MANIFEST_FILE}")
@@ -63,8 +63,12 @@ def pinned_by_pipeline(api: HfApi, repo: str, newest: str, patience: Patience) -
     return None
 
 
-def _pipeline_repo(repo: str, hint: ShardHint) -> str:
-    """The pipeline's repo; a bare name is in the shard's own namespace."""
+def pipeline_repo(repo: str, hint: ShardHint) -> str:
+    """Repo of the pipeline that a shard names; a bare name is in the namespace of the shard's own repo.
+
+    Raises:
+        ShardhubError: It is not the name of a repo.
+    """
     name = hint.pipeline if "/" in hint.pipeline else f"{repo.split('/')[0]}/{hint.pipeline}"
     if not re.fullmatch(REPO_PATTERN, name):
         raise ShardhubError(f"{hint.pipeline[:80]!r} is not the name of a repo.")

@@ -13,7 +13,8 @@ from shardhub.hub.remote_repo import RemoteRepo, look
 from shardhub.manifest import Stage, encode
 from shardhub.naming import RANGES_FILE
 from shardhub.splitting.cards import model_tag
-from shardhub.splitting.job import ShardJob, SplitJob
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import ShardFile, ShardJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,10 @@ class PushPlan:
         """Size of the largest weight file that may be written on this disk; 0 without any."""
         job = self.job
         made = (
-            layout.size_bytes
+            file.layout.size_bytes
             for shard in job.shards
-            for layout in shard.layouts
-            if job.assembly(layout) is None and job.written_file(shard, layout) is None
+            for file in job.shard_files(shard)
+            if job.written_file(shard, file.layout) is None
         )
         return max(made, default=0)
 
@@ -97,12 +98,10 @@ def plan_push(
     check_visibility([*shards, pipeline], private=private)
     holders = holders_of(job, calls, shards)
     for shard in job.shards:
-        for key, layout in zip(shard.keys, shard.layouts, strict=True):
-            sha256 = journal.digests.get(key)
-            if job.assembly(layout) is not None:
-                continue
+        for file in job.shard_files(shard):
+            sha256 = journal.digests.get(file.key)
             if sha256 is None or holders.find(sha256) is None:
-                upload_bytes += layout.size_bytes
+                upload_bytes += file.layout.size_bytes
     return PushPlan(
         job=job, private=private, gate=gate, shards=tuple(shards), pipeline=pipeline, upload_bytes=upload_bytes
     )
@@ -111,21 +110,40 @@ def plan_push(
 def is_whole(job: SplitJob, shard: ShardJob, stage: Stage, remote: RemoteRepo) -> bool:
     """Whether a repo has a shard's stage.json, and the weight files or ranges that belong to it."""
     ranges = job.ranges(shard, stage.digest)
-    referenced = set() if ranges is None else {file.name for file in ranges.files}
     if ranges is not None and not (RANGES_FILE in remote.files and remote.files[RANGES_FILE].describes(encode(ranges))):
         return False
+    digests = {file.name: file.sha256 for file in stage.weight_files}
     return remote.stage == stage and all(
-        file.name in referenced or (file.name in remote.files and remote.files[file.name].sha256 == file.sha256)
-        for file in stage.weight_files
+        _holds_computed(remote, file)
+        if file.weight_file is not None
+        else file.layout.name in remote.files and remote.files[file.layout.name].sha256 == digests[file.layout.name]
+        for file in job.shard_files(shard)
     )
 
 
+def _holds_computed(remote: RemoteRepo, file: ShardFile) -> bool:
+    """Whether a repo has computed tensors of a weight file. The sha256 of that file, in stage.json, covers them."""
+    listed = remote.files.get(file.layout.name)
+    return listed is not None and listed.sha256 is not None and listed.size_bytes == file.layout.size_bytes
+
+
 def _adopt(job: SplitJob, shard: ShardJob, remote: RemoteRepo | None, journal: PushJournal) -> None:
-    referenced = {layout.name for layout in shard.layouts if job.assembly(layout) is not None}
-    digests = adopted_digests(remote, job.stage(shard, {}), referenced)
+    """Take over the digests in a repo's stage.json that need not be computed."""
+    if remote is None:
+        return
+    computed = {
+        file.weight_file.name: file
+        for file in job.shard_files(shard)
+        if file.weight_file is not None and _holds_computed(remote, file)
+    }
+    left = {file.name for file in job.left_files(shard) if not file.has_computed or file.name in computed}
+    digests = adopted_digests(remote, job.stage(shard, {}), left)
     for key, layout in zip(shard.keys, shard.layouts, strict=True):
-        if layout.name in digests:
-            journal.digests.setdefault(key, digests[layout.name])
+        if layout.name not in digests:
+            continue
+        journal.digests.setdefault(key, digests[layout.name])
+        if (file := computed.get(layout.name)) is not None and (sha256 := remote.files[file.layout.name].sha256):
+            journal.digests.setdefault(file.key, sha256)
 
 
 def holders_of(job: SplitJob, calls: HubCalls, shards: Sequence[Decision]) -> Holders:

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, check_unchanged
-from shardhub.checkpoint.header import ByteSource
+from shardhub.checkpoint.header import ByteSource, FileSource
 from shardhub.errors import WeightFileError
 from shardhub.hub.assemble import NUM_AT_ONCE, assembly_sha256
 from shardhub.hub.calls import HubCalls
@@ -19,8 +19,9 @@ from shardhub.hub.listed import ListedFile
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo
 from shardhub.hub.several import in_threads
-from shardhub.source_ranges import Assembly
-from shardhub.splitting.job import ShardJob, SplitJob
+from shardhub.source_ranges import RangePlace
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import LeftWeightFile, ShardFile, ShardJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout
 
@@ -81,22 +82,8 @@ def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushP
             copier.wait()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnhashedFile:
-    """A weight file that is left in the source, and whose sha256 is not known.
-
-    Attributes:
-        key: The journal's key.
-        assembly: How it is put together.
-    """
-
-    name: str
-    key: str
-    assembly: Assembly
-
-
 def hash_assemblies(
-    checkpoint: Checkpoint, files: Sequence[UnhashedFile], journal: PushJournal, count: Callable[[str, int], None]
+    checkpoint: Checkpoint, files: Sequence[LeftWeightFile], journal: PushJournal, count: Callable[[str, int], None]
 ) -> None:
     """Read weight files that are left in the source, several at a time, and record their sha256.
 
@@ -112,25 +99,40 @@ def hash_assemblies(
     """
     counting = Lock()
 
-    def open_file(name: str) -> ByteSource:
-        source = checkpoint.open_file(name)
-        try:
-            check_unchanged(source, checkpoint.files[name])
-        except WeightFileError:
-            source.close()
-            raise
-        return source
-
-    def hash_one(file: UnhashedFile, check: Callable[[], None]) -> tuple[str, str]:
+    def hash_one(file: LeftWeightFile, check: Callable[[], None]) -> tuple[str, str]:
         def progress(num_bytes: int) -> None:
             check()
             with counting:
                 count(file.name, num_bytes)
 
-        return file.key, assembly_sha256(file.assembly, open_file, progress)
+        return file.key, assembly_sha256(
+            file.assembly, partial(open_unchanged, checkpoint, computed=file.stand_in), progress
+        )
 
     for key, sha256 in in_threads(hash_one, files, num_threads=NUM_AT_ONCE):
         journal.add(key, sha256)
+
+
+def open_unchanged(checkpoint: Checkpoint, place: RangePlace, *, computed: Path | None = None) -> ByteSource:
+    """Open a file that ranges lie in.
+
+    Args:
+        checkpoint: The source.
+        place: The file.
+        computed: The file on this disk that will be in the shard's repo.
+
+    Raises:
+        WeightFileError: The source's file changed since its header was read.
+    """
+    if place.in_shard and computed is not None:
+        return FileSource(computed)
+    source = checkpoint.open_file(place.file)
+    try:
+        check_unchanged(source, checkpoint.files[place.file])
+    except WeightFileError:
+        source.close()
+        raise
+    return source
 
 
 class WeightFiles:
@@ -182,13 +184,13 @@ class WeightFiles:
         self._hash_referenced(shard, remote)
         known = self._known_here(shard, remote)
         operations = []
-        for key, layout in zip(shard.keys, shard.layouts, strict=True):
-            if self._job.assembly(layout) is not None:
-                continue
-            sha256 = self._journal.digests.get(key)
-            if sha256 is None or sha256 not in known:
-                sha256 = self._make(key, shard, layout, remote)
-            self._done_bytes += layout.size_bytes
+        for file in self._job.shard_files(shard):
+            layout, whole = file.layout, file.weight_file
+            sha256 = self._journal.digests.get(file.key)
+            is_hashed = whole is None or whole.key in self._journal.digests
+            if sha256 is None or sha256 not in known or not is_hashed:
+                sha256 = self._make(file, shard, remote)
+            self._done_bytes += file.weight_bytes
             self._tell("done", remote.repo, layout.name)
             there = remote.files.get(layout.name)
             if there is None or there.sha256 != sha256:
@@ -200,28 +202,28 @@ class WeightFiles:
         self._done_bytes += shard.size_bytes
 
     def _hash_referenced(self, shard: ShardJob, remote: RemoteRepo) -> None:
-        """Read the weight files that are left in the source, and record their sha256."""
-        unknown: list[UnhashedFile] = []
-        for key, layout in zip(shard.keys, shard.layouts, strict=True):
-            if (assembly := self._job.assembly(layout)) is None:
+        """Read the weight files that are left in the source whole, and record their sha256."""
+        unknown: list[LeftWeightFile] = []
+        for file in self._job.left_files(shard):
+            if file.has_computed:
                 continue
-            if key in self._journal.digests:
-                self._done_bytes += layout.size_bytes
+            if file.key in self._journal.digests:
+                self._done_bytes += file.assembly.size_bytes
             else:
-                unknown.append(UnhashedFile(name=layout.name, key=key, assembly=assembly))
+                unknown.append(file)
 
         def count(name: str, num_bytes: int) -> None:
             self._done_bytes += num_bytes
             self._tell("reading", remote.repo, name)
 
-        hash_assemblies(self._job.checkpoint, unknown, self._journal, count)
+        hash_assemblies(self._job.origin, unknown, self._journal, count)
 
     def _known_here(self, shard: ShardJob, remote: RemoteRepo) -> set[str]:
         """sha256 of what the repo is known to have: in its tree, uploaded before, or copied from another repo now."""
         sizes = {
-            sha256: layout.size_bytes
-            for key, layout in zip(shard.keys, shard.layouts, strict=True)
-            if (sha256 := self._journal.digests.get(key)) is not None and self._job.assembly(layout) is None
+            sha256: file.layout.size_bytes
+            for file in self._job.shard_files(shard)
+            if (sha256 := self._journal.digests.get(file.key)) is not None
         }
         here = {sha256 for sha256 in sizes if remote.holds(sha256)}
         if missing := {sha256: size for sha256, size in sizes.items() if sha256 not in here}:
@@ -242,11 +244,13 @@ class WeightFiles:
         self.given_bytes += sum(sizes[sha256] for sha256 in given)
         return given
 
-    def _make(self, key: str, shard: ShardJob, layout: FileLayout, remote: RemoteRepo) -> str:
-        """Make a weight file, upload it if the repo does not have it, delete it; returns its sha256.
+    def _make(self, file: ShardFile, shard: ShardJob, remote: RemoteRepo) -> str:
+        """Make a file of a shard, upload it if the repo does not have it, delete it; returns its sha256.
 
-        One that is in place already is only read, and stays.
+        One that is in place already is only read, and stays. With computed tensors, the weight file that they belong to
+        is hashed too.
         """
+        layout = file.layout
         written = self._job.written_file(shard, layout)
         path = written or self._scratch / layout.name
         digests: list[str] = []
@@ -261,18 +265,21 @@ class WeightFiles:
             self._copier.write(layout, [] if written else [path], add_bytes, digests.append)
             self._copier.wait()
             sha256 = digests[0]
-            self._check_same(key, layout, sha256, written)
-            self._journal.add(key, sha256)
+            self._record(file.key, layout.name, sha256, written)
+            if (whole := file.weight_file) is not None:
+                opened = partial(open_unchanged, self._job.origin, computed=path)
+                self._record(whole.key, whole.name, assembly_sha256(whole.assembly, opened, add_bytes), None)
             sizes = {sha256: layout.size_bytes}
             if not remote.holds(sha256) and not self._get_given(remote.repo, sizes):
-                self._tell("uploading", remote.repo, layout.name, half=layout.size_bytes // 2)
+                self._tell("uploading", remote.repo, layout.name, half=read_bytes // 2)
                 self._upload(path, layout, sha256, remote.repo)
         finally:
             if written is None:
                 path.unlink(missing_ok=True)
         return sha256
 
-    def _check_same(self, key: str, layout: FileLayout, sha256: str, written: Path | None) -> None:
+    def _record(self, key: str, name: str, sha256: str, written: Path | None) -> None:
+        """Record a file's sha256, which must be that of an earlier run, if any."""
         known = self._journal.digests.get(key, sha256)
         if known != sha256 and written is not None:
             raise WeightFileError(
@@ -282,11 +289,12 @@ class WeightFiles:
             )
         if known != sha256:
             raise WeightFileError(
-                f"The source has changed since an earlier run made {layout.name} from it.",
+                f"The source has changed since an earlier run made {name} from it.",
                 why=f"It had the sha256 {known[:16]}... then, and has {sha256[:16]}... now, although sizes and times "
                 "of the source's files are the same.",
                 hint=f"Check the source. To start over, delete {self._journal.path}",
             )
+        self._journal.add(key, sha256)
 
     def _upload(self, path: Path, layout: FileLayout, sha256: str, repo: str) -> None:
         def send() -> None:

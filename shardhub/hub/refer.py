@@ -7,25 +7,36 @@ there, and until then the old commits, which nobody changes: a run that is stopp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.header import encode_header
 from shardhub.checkpoint.weight_files import INDEX_FILE
-from shardhub.errors import Conflict, DigestMismatch, NotFound, UsageError
+from shardhub.errors import Conflict, DigestMismatch, FormatError, NotFound, UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.commits import commit_on
+from shardhub.hub.compare_source import ComparedFile, check_has_source, compare_with_source
 from shardhub.hub.publish import PublishedRepo
 from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_journal import PushJournal
-from shardhub.hub.push_weights import PushProgress, UnhashedFile, hash_assemblies
+from shardhub.hub.push_weights import PushProgress
 from shardhub.hub.remote_repo import RemoteRepo, look, read_small
-from shardhub.manifest import Manifest, RepoLocation, SourceLocation, Stage, WeightFile, decode_identified, encode
+from shardhub.manifest import (
+    MAX_CATALOGUE_BYTES,
+    Manifest,
+    RepoLocation,
+    SourceLocation,
+    Stage,
+    WeightFile,
+    decode,
+    decode_identified,
+    encode,
+)
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, SIGNATURE_FILE
 from shardhub.security.signatures import Signer
-from shardhub.source_ranges import ReferencedFile, SourceRanges
+from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, ranges_version
 from shardhub.splitting.cards import pipeline_reference, shard_reference, with_reference
-from shardhub.splitting.job import layout_key
+from shardhub.splitting.shard_job import LeftWeightFile, layout_key
 from shardhub.splitting.weight_layout import FileLayout
 
 
@@ -36,10 +47,12 @@ class PublishedShard:
     Attributes:
         remote: Its repo at its newest commit.
         stage: Its stage.json.
+        referenced: Weight files of which its ranges.json says where their computed tensors are in the repo, by name.
     """
 
     remote: RemoteRepo
     stage: Stage
+    referenced: Mapping[str, ReferencedFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +108,7 @@ def find_published(calls: HubCalls, repo: str) -> PublishedPipeline:
             why=f"It does not have a valid {MANIFEST_FILE}.",
             hint="Give the repo whose name ends in -pipeline.",
         )
-    source = manifest.source
-    if source.repo is None or source.commit is None or source.quantized is not None:
-        raise UsageError(
-            f"The weights of {repo} cannot be fetched from its source.",
-            why="It was made from a folder."
-            if source.repo is None
-            else f"Its weights were quantised while it was split, and {source.repo} holds the floats.",
-            hint="Only the shards' repos have them.",
-        )
+    source = check_has_source(repo, manifest.source)
     shards = tuple(_find_shard(calls, repo, manifest, index) for index in range(len(manifest.stages)))
     return PublishedPipeline(remote=remote, manifest=manifest, shards=shards, repo=source.repo, commit=source.commit)
 
@@ -115,6 +120,7 @@ class Referral:
         published: The pipeline.
         checkpoint: Its source.
         stored_names: The source's name of each tensor that is copied unchanged, by its name in the shards.
+        hub: Name of the source's Hub, if it is another than the pipeline's.
         drop_copies: Whether the weight files that nodes can fetch from the source are deleted from the shards.
         signer: Signs the changed manifest.
 
@@ -134,11 +140,13 @@ class Referral:
         checkpoint: Checkpoint,
         stored_names: Mapping[str, str],
         *,
+        hub: str | None = None,
         drop_copies: bool = False,
         signer: Signer | None = None,
     ) -> None:
         self._published = published
         self._checkpoint = checkpoint
+        self._hub = hub
         self._drop_copies = drop_copies
         self._signer = signer
         self._layouts = [
@@ -199,60 +207,40 @@ class Referral:
         )
 
     def _compare(self, journal: PushJournal, progress: Callable[[PushProgress], None]) -> None:
-        keys = {layout_key(layout, self._checkpoint): layout for layouts in self._layouts for layout in layouts}
-        unknown = [
-            UnhashedFile(name=layout.name, key=key, assembly=assembly)
-            for key, layout in keys.items()
-            if key not in journal.digests and (assembly := layout.assembly) is not None
-        ]
-        total_bytes = sum(file.assembly.size_bytes for file in unknown)
-        done_bytes = 0
-
-        def count(name: str, num_bytes: int) -> None:
-            nonlocal done_bytes
-            done_bytes += num_bytes
-            progress(
-                PushProgress(
-                    activity="reading",
-                    repo=self._published.repo,
-                    file=name,
-                    done_bytes=done_bytes,
-                    total_bytes=total_bytes,
-                )
-            )
-
-        hash_assemblies(self._checkpoint, unknown, journal, count)
+        files = []
         for shard, layouts in zip(self._published.shards, self._layouts, strict=True):
-            by_name = {layout.name: journal.digests[layout_key(layout, self._checkpoint)] for layout in layouts}
+            left = {layout.name: layout for layout in layouts}
             for file in shard.stage.weight_files:
-                if by_name.get(file.name, file.sha256) != file.sha256:
-                    raise DigestMismatch(
-                        f"{self._published.repo} does not have the bytes of {shard.remote.repo}/{file.name}.",
-                        why=f"At commit {self._published.commit[:12]} they have the sha256 "
-                        f"{by_name[file.name][:16]}..., and the stage says {file.sha256[:16]}....",
-                        hint="Nothing was written. Publish the model again from its own repo.",
-                    )
-                if file.name not in by_name and not _holds(shard.remote, file):
+                if (layout := left.get(file.name)) is not None:
+                    files.append(self._compared(f"{shard.remote.repo}/{file.name}", file, layout))
+                elif not _holds(shard.remote, file) and file.name not in shard.referenced:
                     raise DigestMismatch(
                         f"{shard.remote.repo} lacks {file.name}, and {self._published.repo} does not have its bytes.",
                         why="It has tensors that mlx-lm computes when it loads the model.",
                         hint="Nothing was written. Publish the model again.",
                     )
+        compare_with_source(self._checkpoint, self._published.manifest.source, files, journal, progress)
+
+    def _compared(self, label: str, file: WeightFile, layout: FileLayout) -> ComparedFile:
+        key, assembly = layout_key(layout, self._checkpoint), _assembly(layout)
+        left = LeftWeightFile(name=file.name, key=key, assembly=assembly)
+        return ComparedFile(label=label, sha256=file.sha256, left=left)
 
     def _refer(self, calls: HubCalls, shard: PublishedShard, layouts: Sequence[FileLayout]) -> PublishedRepo:
         """Write the ranges of a shard, and drop its copies if that is asked for."""
         there = shard.remote
         if not layouts:
             return PublishedRepo(repo=there.repo, commit=there.commit, action=Action.KEEP)
+        by_name = {layout.name: ReferencedFile(name=layout.name, ranges=_assembly(layout).ranges) for layout in layouts}
+        by_name = {**shard.referenced, **by_name}
+        files = tuple(by_name[file.name] for file in shard.stage.weight_files if file.name in by_name)
         data = encode(
             SourceRanges(
+                format_version=ranges_version(files),
                 stage_digest=shard.stage.digest,
                 source=shard.stage.source,
-                files=tuple(
-                    ReferencedFile(name=layout.name, ranges=assembly.ranges)
-                    for layout in layouts
-                    if (assembly := layout.assembly) is not None
-                ),
+                files=files,
+                hub=self._hub,
             )
         )
 
@@ -263,7 +251,7 @@ class Referral:
         if is_done(there):
             return PublishedRepo(repo=there.repo, commit=there.commit, action=Action.KEEP)
         documents = {RANGES_FILE: data}
-        documents |= _card(calls, there, shard_reference(shard.stage, len(layouts), on_hub=True))
+        documents |= _card(calls, there, shard_reference(shard.stage, len(files), on_hub=True, hub=self._hub))
         dropped = self._copies(there, layouts)
         if dropped and INDEX_FILE in there.files:  # it names files that are no longer beside it
             dropped.add(INDEX_FILE)
@@ -274,7 +262,7 @@ class Referral:
     def _name(self, calls: HubCalls, shards: Sequence[PublishedRepo]) -> PublishedRepo:
         """Write the manifest that names the shards' new commits, and the source."""
         there, manifest = self._published.remote, self._published.manifest
-        source = SourceLocation(repo=self._published.repo, commit=self._published.commit)
+        source = SourceLocation(repo=self._published.repo, commit=self._published.commit, hub=self._hub)
         stages = tuple(
             entry.model_copy(
                 update={
@@ -316,7 +304,32 @@ def _find_shard(calls: HubCalls, pipeline: str, manifest: Manifest, index: int) 
             else "The repo does not exist.",
             hint="Publish the model again.",
         )
-    return PublishedShard(remote=remote, stage=remote.stage)
+    return PublishedShard(
+        remote=remote, stage=remote.stage, referenced=_with_computed_tensors(calls, remote, remote.stage)
+    )
+
+
+def _with_computed_tensors(calls: HubCalls, remote: RemoteRepo, stage: Stage) -> dict[str, ReferencedFile]:
+    """The weight files of a shard whose computed tensors are in a file of its repo, as its ranges.json says."""
+    if RANGES_FILE not in remote.files:
+        return {}
+    data = read_small(calls, remote.repo, remote.commit, remote.files[RANGES_FILE], limit_bytes=MAX_CATALOGUE_BYTES)
+    try:
+        where = f"{remote.repo}/{RANGES_FILE}"
+        document = decode(SourceRanges, data, where=where, limit_bytes=MAX_CATALOGUE_BYTES)
+    except FormatError:
+        return {}
+    if document.stage_digest != stage.digest:
+        return {}
+    parts = {file.name: {part.file for part in file.ranges if part.in_shard} for file in document.files}
+    return {file.name: file for file in document.files if parts[file.name] and parts[file.name] <= set(remote.files)}
+
+
+def _assembly(layout: FileLayout) -> Assembly:
+    """How a weight file is put together that the source holds whole."""
+    left = layout.left
+    assert left is not None  # others are not referred to
+    return left.assembly
 
 
 def _layout(file: WeightFile, checkpoint: Checkpoint, stored_names: Mapping[str, str]) -> FileLayout | None:
@@ -327,7 +340,7 @@ def _layout(file: WeightFile, checkpoint: Checkpoint, stored_names: Mapping[str,
     stored = tuple(checkpoint.tensors[name] for name in names)
     header = encode_header((name, tensor.spec) for name, tensor in zip(file.tensors, stored, strict=True))
     layout = FileLayout(name=file.name, header=header, tensors=file.tensors, stored=stored)
-    return layout if layout.assembly is not None and layout.size_bytes == file.size_bytes else None
+    return layout if layout.left is not None and layout.size_bytes == file.size_bytes else None
 
 
 def _card(calls: HubCalls, there: RemoteRepo, paragraph: str) -> dict[str, bytes]:

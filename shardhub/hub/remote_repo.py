@@ -89,11 +89,13 @@ def read_document(kind: type[D], calls: HubCalls, repo: str, commit: str, listed
         return None
 
 
-def read_small(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> bytes:
+def read_small(
+    calls: HubCalls, repo: str, commit: str, listed: ListedFile, *, limit_bytes: int = MAX_DOCUMENT_BYTES
+) -> bytes:
     """Read a document of a repo, checked against its listing and not cached.
 
     Raises:
-        FormatError: The file is larger than any document of ours.
+        FormatError: The file is larger than `limit_bytes`.
         DigestMismatch: The bytes were wrong twice.
         NotFound, AccessError, HubUnreachable: The file cannot be read.
     """
@@ -110,4 +112,4 @@ def read_small(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> b
             patience=patience,
         )
 
-    return read_listed(listed, open_file, repo=repo, limit_bytes=MAX_DOCUMENT_BYTES)
+    return read_listed(listed, open_file, repo=repo, limit_bytes=limit_bytes)

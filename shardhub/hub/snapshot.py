@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import check_weight_header
-from shardhub.errors import DigestMismatch, DiskFull, FormatError, UsageError
+from shardhub.errors import DigestMismatch, DiskFull, FormatError, NotFound, ShardhubError, UsageError
 from shardhub.hub.assemble import NUM_AT_ONCE, AssembledFile
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import Origin, RepoFile, fetch_blob
@@ -155,12 +155,28 @@ class Snapshot:
             ranges = self._document(RANGES_FILE, MAX_CATALOGUE_BYTES, None)
             assemblies = decode_ranges(ranges, stage=stage, tensors=tensors, where=f"{repo.repo}/{RANGES_FILE}")
         read_shard(self._folder)
-        for file in stage.weight_files:
-            if file.name in repo.files or file.name not in assemblies.by_name:
-                _check_listed(repo, file)
-        self._bring_weights(stage, tensors, assemblies)
+        faults = {
+            file.name: fault
+            for file in stage.weight_files
+            if (file.name in repo.files or file.name not in assemblies.by_name)
+            and (fault := _listed_fault(repo, file)) is not None
+        }
+        self._bring_weights(stage, tensors, assemblies, faults)
 
-    def _bring_weights(self, stage: Stage, tensors: Mapping[str, TensorSpec], assemblies: Assemblies) -> None:
+    def _bring_weights(
+        self,
+        stage: Stage,
+        tensors: Mapping[str, TensorSpec],
+        assemblies: Assemblies,
+        faults: Mapping[str, ShardhubError],
+    ) -> None:
+        """Bring the weight files that are not cached.
+
+        Args:
+            stage, tensors: The shard's stage.json and tensors.json.
+            assemblies: How weight files are put together from the source.
+            faults: Why weight files cannot be taken from the shard's own repo, by name.
+        """
         repo, cache = self._repo, self._cache
         absent = [file for file in stage.weight_files if not cache.has(file.sha256, file.size_bytes)]
         names = {file.name for file in absent}
@@ -173,7 +189,14 @@ class Snapshot:
         self._check_room(absent, total_bytes)
         if absent:
             self._neighbours.ask(absent)
-        source = self._source(stage, absent, assemblies)
+        listed = {name for name in repo.files if name not in faults}
+        source = self._source(stage, absent, assemblies, listed)
+        for file in absent:
+            if (fault := faults.get(file.name)) is None:
+                continue
+            if not self._neighbours.origins(file) and (source is None or file.name not in assemblies.by_name):
+                raise fault
+            self._notice(f"warning: {fault.what} It is taken from elsewhere.")
         done_bytes, counting = 0, Lock()
 
         def fetch(file: WeightFile, go_on: Callable[[], None]) -> None:
@@ -195,10 +218,10 @@ class Snapshot:
                     )
 
             origins = [*self._neighbours.origins(file)]
-            if file.name in repo.files:
+            if file.name in listed:
                 origins.append(RepoFile(repo, file.name))
             if source is not None and file.name in assemblies.by_name:
-                origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source))
+                origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source, repo))
             fetch_blob(
                 origins,
                 sha256=file.sha256,
@@ -214,8 +237,16 @@ class Snapshot:
         for _ in in_threads(fetch, absent, num_threads=1 if source is None else NUM_AT_ONCE):
             pass
 
-    def _source(self, stage: Stage, absent: Sequence[WeightFile], assemblies: Assemblies) -> PinnedRepo | None:
+    def _source(
+        self, stage: Stage, absent: Sequence[WeightFile], assemblies: Assemblies, listed: Collection[str]
+    ) -> PinnedRepo | None:
         """The source's repo, if weight files may be assembled from it.
+
+        Args:
+            stage: The shard's stage.json.
+            absent: Weight files that are not cached.
+            assemblies: How weight files are put together from the source.
+            listed: Files that can be taken from the shard's own repo.
 
         Raises:
             UsageError: It is on a Hub that is not known here, and no other place has all of the files.
@@ -223,7 +254,7 @@ class Snapshot:
         place = stage.source
         if place.repo is None or place.commit is None or not any(file.name in assemblies.by_name for file in absent):
             return None
-        is_elsewhere = all(file.name in self._repo.files or self._neighbours.origins(file) for file in absent)
+        is_elsewhere = all(file.name in listed or self._neighbours.origins(file) for file in absent)
         try:
             api = None if assemblies.hub is None else self._hubs(assemblies.hub)
         except UsageError:
@@ -268,19 +299,18 @@ class Snapshot:
             )
 
 
-def _check_listed(repo: PinnedRepo, file: WeightFile) -> None:
-    """Check, before anything is fetched, that the repo has the file that the stage names.
-
-    Raises:
-        NotFound: The repo does not have the file.
-        DigestMismatch: The repo has another file of that name.
-    """
-    listed = repo.file(file.name)
+def _listed_fault(repo: PinnedRepo, file: WeightFile) -> ShardhubError | None:
+    """Why a repo cannot give a file of the stage, as far as its listing tells before anything is fetched; else None."""
+    try:
+        listed = repo.file(file.name)
+    except NotFound as error:
+        return error
     sha256 = listed.sha256 or file.sha256
-    if (listed.size_bytes, sha256) != (file.size_bytes, file.sha256):
-        raise DigestMismatch(
-            f"{repo.repo}/{file.name} differs from the file that {STAGE_FILE} names.",
-            why=f"It has {listed.size_bytes} bytes and the sha256 {sha256[:16]}..., but {STAGE_FILE} says "
-            f"{file.size_bytes} and {file.sha256[:16]}....",
-            hint="The shard was changed after it was published: tell its publisher.",
-        )
+    if (listed.size_bytes, sha256) == (file.size_bytes, file.sha256):
+        return None
+    return DigestMismatch(
+        f"{repo.repo}/{file.name} differs from the file that {STAGE_FILE} names.",
+        why=f"It has {listed.size_bytes} bytes and the sha256 {sha256[:16]}..., but {STAGE_FILE} says "
+        f"{file.size_bytes} and {file.sha256[:16]}....",
+        hint="The shard was changed after it was published: tell its publisher.",
+    )

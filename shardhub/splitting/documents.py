@@ -22,7 +22,8 @@ from shardhub.naming import (
 from shardhub.parity import UNKNOWN, file_name
 from shardhub.resources import resource
 from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config
-from shardhub.splitting.job import ShardJob, SplitJob
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import ShardJob
 from shardhub.splitting.source_card import licence_files, source_fields
 
 

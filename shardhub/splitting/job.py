@@ -22,75 +22,30 @@ from shardhub.manifest import (
     StageEntry,
     TwinRun,
     WeightFile,
-    canonical,
     config_digest,
     encode_catalogue,
     sha256_hex,
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
-from shardhub.source_ranges import Assembly, ReferencedFile, SourceRanges, check_can_refer
+from shardhub.source_ranges import ReferencedFile, SourceRanges, check_can_refer, ranges_version
 from shardhub.splitting.contents import ModelContents, StageContents, check_cover
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
     UNKNOWN,
     check_same,
     existing_stage,
-    partial_folder,
     pipeline_files,
     pipeline_in_place,
 )
-from shardhub.splitting.weight_layout import MAX_FILE_BYTES, ComputedTensor, FileLayout, lay_out
+from shardhub.splitting.shard_job import LeftWeightFile, ShardFile, ShardJob, layout_key
+from shardhub.splitting.weight_layout import MAX_FILE_BYTES, ComputedTensor, FileLayout, LeftFile, lay_out
 
 if TYPE_CHECKING:
     from shardhub.security.signatures import Signer
 
 # Number of tensor names that an error lists.
 _NAMES_SHOWN = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardJob:
-    """One shard of a split.
-
-    Attributes:
-        folder: Its target folder.
-        contents: What its stage needs.
-        layouts: Its weight files.
-        keys: For each weight file, the digest of what it is made of, independent of the cut.
-    """
-
-    index: int
-    folder: Path
-    contents: StageContents
-    layouts: tuple[FileLayout, ...]
-    keys: tuple[str, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of its weight files, in bytes."""
-        return sum(layout.size_bytes for layout in self.layouts)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Size of its tensors, in bytes."""
-        return self.size_bytes - sum(len(layout.header) for layout in self.layouts)
-
-    def journal_path(self, layout: FileLayout) -> str:
-        """The journal's name for a file of the shard while it is made."""
-        return f"{partial_folder(self.folder).name}/{layout.name}"
-
-    def finished(self, entries: Entries) -> set[str]:
-        """Names of the weight files that an earlier run finished and that are still in the hidden folder."""
-        hidden = partial_folder(self.folder)
-        return {
-            layout.name
-            for layout, key in zip(self.layouts, self.keys, strict=True)
-            if entries.keys.get(self.journal_path(layout)) == key
-            and key in entries.digests
-            and (hidden / layout.name).is_file()
-            and (hidden / layout.name).stat().st_size == layout.size_bytes
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +79,11 @@ class SplitJob:
     inexact: str | None = None
     signer: Signer | None = None
     records: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The checkpoint that weight files are left in."""
+        return self.checkpoint
 
     @property
     def digests(self) -> Mapping[str, str]:
@@ -174,20 +134,41 @@ class SplitJob:
             crossings_out=shard.contents.crossings_out,
         )
 
-    def assembly(self, layout: FileLayout) -> Assembly | None:
-        """How a weight file that is left in the source is put together; None if it is written."""
-        return layout.assembly if self.by_reference else None
+    def left(self, shard: ShardJob, layout: FileLayout) -> LeftFile | None:
+        """A weight file with what of it is left in the source; None if all of it is written."""
+        return layout.left if self.by_reference else None
+
+    def left_files(self, shard: ShardJob) -> list[LeftWeightFile]:
+        """A shard's weight files that are left in the source."""
+        return [
+            LeftWeightFile(name=layout.name, key=key, assembly=left.assembly, has_computed=left.computed is not None)
+            for key, layout in zip(shard.keys, shard.layouts, strict=True)
+            if (left := self.left(shard, layout)) is not None
+        ]
+
+    def shard_files(self, shard: ShardJob) -> list[ShardFile]:
+        """The files with weights that a shard's repo has to hold."""
+        files = []
+        for key, layout in zip(shard.keys, shard.layouts, strict=True):
+            if (left := self.left(shard, layout)) is None:
+                files.append(ShardFile(key=key, layout=layout))
+            elif left.computed is not None:
+                whole = LeftWeightFile(name=layout.name, key=key, assembly=left.assembly, has_computed=True)
+                files.append(ShardFile(key=f"computed:{key}", layout=left.computed, weight_file=whole))
+        return files
 
     def ranges(self, shard: ShardJob, stage_digest: str) -> SourceRanges | None:
         """Make ranges.json of a shard; None if all of its weight files are written."""
-        files = [
-            ReferencedFile(name=layout.name, ranges=assembly.ranges)
-            for layout in shard.layouts
-            if (assembly := self.assembly(layout)) is not None
-        ]
+        files = tuple(ReferencedFile(name=file.name, ranges=file.assembly.ranges) for file in self.left_files(shard))
         if not files:
             return None
-        return SourceRanges(stage_digest=stage_digest, source=self.source, files=tuple(files), hub=self.source_hub)
+        return SourceRanges(
+            format_version=ranges_version(files),
+            stage_digest=stage_digest,
+            source=self.source,
+            files=files,
+            hub=self.source_hub,
+        )
 
     def manifest(self, stage_digests: Sequence[str], locations: Sequence[Location] = ()) -> Manifest:
         """Make shardhub.json once the stage digests are known.
@@ -197,7 +178,7 @@ class SplitJob:
             locations: Location of each shard; by default the folders beside the pipeline's.
         """
         places = locations or [FolderLocation(kind="folder", name=shard.folder.name) for shard in self.shards]
-        sources = [self._source_location(shard) for shard in self.shards]
+        sources = [self.source_locations(shard) for shard in self.shards]
         return Manifest(
             format_version=2 if any(sources) else 1,
             name=self.name,
@@ -288,10 +269,10 @@ class SplitJob:
         expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
         pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)
 
-    def _source_location(self, shard: ShardJob) -> tuple[SourceLocation, ...]:
+    def source_locations(self, shard: ShardJob) -> tuple[SourceLocation, ...]:
         """The source, if weight files of a shard are left there."""
         repo, commit = self.source.repo, self.source.commit
-        if repo is None or commit is None or not any(map(self.assembly, shard.layouts)):
+        if repo is None or commit is None or not self.left_files(shard):
             return ()
         return (SourceLocation(repo=repo, commit=commit, hub=self.source_hub),)
 
@@ -379,19 +360,3 @@ def prepare(
         by_reference=by_reference,
         source_hub=source_hub,
     )
-
-
-def layout_key(layout: FileLayout, checkpoint: Checkpoint, recipe: str = "") -> str:
-    """Digest of what a weight file is made of: its header, the ranges it copies, and the files that contain them.
-
-    A computed tensor may depend on any tensor, so all files count then, and how it is computed.
-    """
-    copied = [tensor for tensor in layout.stored if isinstance(tensor, StoredTensor)]
-    has_computed = len(copied) < len(layout.stored)
-    files = {
-        name: [header.size_bytes, header.version, header.digest]
-        for name in (checkpoint.files if has_computed else {tensor.file for tensor in copied})
-        for header in [checkpoint.files[name]]
-    }
-    ranges = [[tensor.file, tensor.start, tensor.stop] for tensor in copied]
-    return sha256_hex(canonical([sha256_hex(layout.header), ranges, files, *([recipe] if has_computed else [])]))

@@ -10,9 +10,10 @@ from pathlib import Path
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.manifest import Source
 from shardhub.splitting.contents import ModelContents, StageContents
-from shardhub.splitting.job import ShardJob, SplitJob, prepare
+from shardhub.splitting.job import SplitJob, prepare
 from shardhub.splitting.journal import Entries, read_journal
 from shardhub.splitting.shard_folder import disk_errors
+from shardhub.splitting.shard_job import ShardJob
 from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
 
 # Share kept free beyond the computed size, for file system overhead.

@@ -16,7 +16,7 @@ from shardhub.parity import UNMEASURED, Numbers
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.splitting.documents import pipeline_documents, shard_documents
-from shardhub.splitting.job import ShardJob, SplitJob, prepare
+from shardhub.splitting.job import SplitJob, prepare
 from shardhub.splitting.journal import JOURNAL_FILE, Journal
 from shardhub.splitting.preview import Preview, StagePreview, look_ahead, preview
 from shardhub.splitting.shard_folder import (
@@ -30,6 +30,7 @@ from shardhub.splitting.shard_folder import (
     replace_files,
     write_files,
 )
+from shardhub.splitting.shard_job import ShardJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
 

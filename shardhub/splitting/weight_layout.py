@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shardhub.checkpoint.header import StoredTensor, encode_header
 from shardhub.checkpoint.tensor_names import place
 from shardhub.errors import UnsupportedModel
 from shardhub.manifest import MAX_TENSORS_PER_FILE
-from shardhub.naming import weight_file_name
+from shardhub.naming import computed_file_name, weight_file_name
 from shardhub.source_ranges import Assembly, FileRange, are_disjoint
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
@@ -49,16 +49,72 @@ class FileLayout:
         return len(self.header) + sum(tensor.spec.size_bytes for tensor in self.stored)
 
     @property
-    def assembly(self) -> Assembly | None:
-        """How it is put together from the source's bytes; None if it has computed tensors, or the same bytes twice."""
-        ranges = tuple(
-            FileRange(file=tensor.file, start=tensor.start, stop=tensor.stop)
-            for tensor in self.stored
-            if isinstance(tensor, StoredTensor)
+    def left(self) -> LeftFile | None:
+        """The same file with everything that can be left in the source left there; see `leave`."""
+        return leave(
+            self,
+            {
+                name: tensor
+                for name, tensor in zip(self.tensors, self.stored, strict=True)
+                if isinstance(tensor, StoredTensor)
+            },
         )
-        if len(ranges) < len(self.stored) or not are_disjoint(ranges):
-            return None
-        return Assembly(header=self.header, ranges=ranges)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftFile:
+    """A weight file whose bytes are left in the source, except for the tensors that the source does not store.
+
+    Attributes:
+        assembly: How it is put together.
+        computed: The file of its other tensors, which is in the shard's repo; None if there are none.
+    """
+
+    assembly: Assembly
+    computed: FileLayout | None
+
+
+def leave(layout: FileLayout, source: Mapping[str, StoredTensor]) -> LeftFile | None:
+    """Leave a weight file in the source; None if it holds none of its tensors, or the same bytes for several.
+
+    Args:
+        layout: The weight file.
+        source: The source's tensors by the names that they have in weight files.
+    """
+    if not any(name in source for name in layout.tensors):
+        return None
+    computed = _computed_part(layout, source)
+    places = _ranges_of(computed) if computed is not None else iter(())
+    ranges = tuple(
+        FileRange(file=tensor.file, start=tensor.start, stop=tensor.stop)
+        if (tensor := source.get(name)) is not None
+        else next(places)
+        for name in layout.tensors
+    )
+    if not are_disjoint(ranges):
+        return None
+    return LeftFile(assembly=Assembly(header=layout.header, ranges=ranges), computed=computed)
+
+
+def _computed_part(layout: FileLayout, source: Mapping[str, StoredTensor]) -> FileLayout | None:
+    """The layout of the file with the tensors that the source does not hold, in the same order."""
+    absent = {name: tensor for name, tensor in zip(layout.tensors, layout.stored, strict=True) if name not in source}
+    if not absent:
+        return None
+    return FileLayout(
+        name=computed_file_name(layout.name),
+        header=encode_header((name, tensor.spec) for name, tensor in absent.items()),
+        tensors=tuple(absent),
+        stored=tuple(absent.values()),
+    )
+
+
+def _ranges_of(layout: FileLayout) -> Iterator[FileRange]:
+    """Where a file in the shard's own repo has its tensors."""
+    at = len(layout.header)
+    for tensor in layout.stored:
+        yield FileRange(file=layout.name, start=at, stop=at + tensor.spec.size_bytes, in_shard=True)
+        at += tensor.spec.size_bytes
 
 
 def lay_out(

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shardhub.checkpoint.checkpoint import Checkpoint
-from shardhub.checkpoint.header import FileSource, Header, read_header
+from shardhub.checkpoint.header import FileSource, Header, StoredTensor, read_header
 from shardhub.errors import UsageError
-from shardhub.manifest import FolderLocation, Location, Manifest, Proof, Stage, encode_catalogue
+from shardhub.manifest import (
+    FolderLocation,
+    Location,
+    Manifest,
+    Proof,
+    Stage,
+    WeightFile,
+    canonical,
+    encode_catalogue,
+    sha256_hex,
+)
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, pipeline_name, shard_name
 from shardhub.regular_files import read_file
 from shardhub.shard import Pipeline, Shard, other_stage, read_pipeline, read_shard
+from shardhub.source_ranges import Assembly, FileRange
 from shardhub.splitting.cards import MAX_CARD_BYTES, num_computed_in
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
-from shardhub.splitting.job import ShardJob, SplitJob
-from shardhub.splitting.weight_layout import FileLayout
+from shardhub.splitting.job import SplitJob
+from shardhub.splitting.shard_job import LeftWeightFile, ShardJob
+from shardhub.splitting.weight_layout import FileLayout, LeftFile, leave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +38,49 @@ class WrittenSplit(SplitJob):
     Attributes:
         pipeline: The pipeline's folder.
         written: The shards' folders, in order.
+        source_checkpoint: The source, if weight files are left there.
+        source_tensors: Its tensors by their names in the shards.
     """
 
     pipeline: Pipeline
     written: tuple[Shard, ...]
+    source_checkpoint: Checkpoint | None = None
+    source_tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def source_name(self) -> str:
         """The model's repo, else the name that its folders have."""
         return self.source.repo or self.pipeline.manifest.name
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The checkpoint that weight files are left in."""
+        return self.source_checkpoint or self.checkpoint
+
+    def left(self, shard: ShardJob, layout: FileLayout) -> LeftFile | None:
+        """A weight file with what of it is left in the source; None if all of it is written."""
+        return leave(layout, self.source_tensors) if self.by_reference else None
+
+    def to_compare(self, shard: ShardJob) -> list[tuple[WeightFile, LeftWeightFile]]:
+        """A shard's weight files that are left in the source, so that their bytes are read from there.
+
+        Only tensors that the source does not hold are read from the folder. Keys cover the source's commit and ranges.
+        """
+        made = []
+        for file, layout in zip(self.written[shard.index].stage.weight_files, shard.layouts, strict=True):
+            if (left := self.left(shard, layout)) is None:
+                continue
+            ranges = tuple(
+                FileRange(file=layout.name, start=here.start, stop=here.stop, in_shard=True) if part.in_shard else part
+                for part, here in zip(left.assembly.ranges, layout.stored, strict=True)
+                if isinstance(here, StoredTensor)
+            )
+            assembly = Assembly(header=layout.header, ranges=ranges)
+            places = [[part.in_shard, part.file, part.start, part.stop] for part in ranges]
+            key = sha256_hex(canonical([self.source.repo, self.source.commit, file.sha256, places]))
+            stand_in = self.written_file(shard, layout)
+            made.append((file, LeftWeightFile(name=layout.name, key=key, assembly=assembly, stand_in=stand_in)))
+        return made
 
     @property
     def digests(self) -> dict[str, str]:
@@ -57,13 +103,16 @@ class WrittenSplit(SplitJob):
         """shardhub.json as it was written, with this name and these locations."""
         manifest = self.pipeline.manifest
         places = locations or [FolderLocation(name=shard.folder.name) for shard in self.shards]
+        sources = [self.source_locations(shard) for shard in self.shards]
         return manifest.model_copy(
             update={
-                "format_version": 1,
+                "format_version": 2 if any(sources) else 1,
                 "name": self.name,
                 "stages": tuple(
-                    entry.model_copy(update={"digest": digest, "locations": (place,)})
-                    for entry, digest, place in zip(manifest.stages, stage_digests, places, strict=True)
+                    entry.model_copy(update={"digest": digest, "locations": (place, *source)})
+                    for entry, digest, place, source in zip(
+                        manifest.stages, stage_digests, places, sources, strict=True
+                    )
                 ),
             }
         )
@@ -76,9 +125,10 @@ class WrittenSplit(SplitJob):
         except OSError:  # a card is advice
             return 0
 
-    def written_file(self, shard: ShardJob, layout: FileLayout) -> Path:
-        """The weight file in its folder."""
-        return self.written[shard.index].folder / layout.name
+    def written_file(self, shard: ShardJob, layout: FileLayout) -> Path | None:
+        """The weight file in its folder; None for a file of computed tensors, which has to be made."""
+        path = self.written[shard.index].folder / layout.name
+        return path if layout in shard.layouts else None
 
 
 def find_pipeline(folder: Path) -> Path:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.errors import OtherPipeline, ShardhubError
 from shardhub.hub.pipeline_versions import PipelineVersion, pipeline_versions
+from shardhub.hub.published_commit import pipeline_repo
 from shardhub.hub.ranges import Patience
-from shardhub.hub.reference import Reference
-from shardhub.manifest import Manifest, RepoLocation
+from shardhub.hub.reference import Reference, parse_reference
+from shardhub.manifest import Manifest, RepoLocation, ShardHint, canonical, decode
+from shardhub.naming import MANIFEST_FILE
+from shardhub.shard import Shard
+from shardhub.usecases.places import Places
 from shardhub.usecases.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -76,6 +81,50 @@ def decide(error: OtherPipeline, repo: str, commit: str, versions: Sequence[Pipe
         shard = _shard(mine, error.start, repo, at_commit=True)
         advice.append(f"To stay with this command's version, run on the node's machine `shardhub serve {shard}`.")
     return error.explained(why=f"{at_newest}; {ours}, and {node}.", hint=" ".join(advice))
+
+
+def note_newer_version(named: Sequence[str | Path], shards: Sequence[Shard], places: Places, watcher: Watcher) -> None:
+    """Note that the Hub has a newer version of a pipeline than the one whose stage is to be served, if it has.
+
+    Only what is named at a revision can be older; without one, the newest version was taken.
+
+    Args:
+        named: The shards or the pipeline, as they were named.
+        shards: What they are.
+        places: Where they were fetched.
+        watcher: Receives the note.
+    """
+    references = [place for text in named if isinstance(place := parse_reference(text), Reference)]
+    if not any(place.revision for place in references):
+        return
+    place, pipeline, digests = references[0], references[0].repo, [one.digest for one in shards]
+    try:
+        if (block := shards[0].config.get("shardhub")) is not None and not _is_pipeline(places, place):
+            pipeline = pipeline_repo(place.repo, decode(ShardHint, canonical(block), where=f"{place}: shardhub"))
+        versions = []
+        for version in pipeline_versions(places.fetcher.api, pipeline, Patience(notice=watcher.note)):
+            versions.append(version)
+            if _names(version.manifest, digests):
+                break
+    except ShardhubError as error:
+        watcher.note(f"note: the Hub could not be asked whether {pipeline} has a newer version: {error.what}")
+        return
+    if not versions or _names(versions[0].manifest, digests):
+        return
+    newest, last = versions[0], versions[-1]
+    is_known = _names(last.manifest, digests)
+    older = f"the older {last.commit[:_DIGITS]}" if is_known else f"none of its last {len(versions)} versions"
+    update = f"To update it: shardhub serve {_shard(newest.manifest, shards[0].stage.start, pipeline)}."
+    stay = f" To stay with it, give heads {pipeline}@{last.commit[:_DIGITS]}." if is_known else ""
+    watcher.note(
+        f"warning: {pipeline} is at {newest.commit[:_DIGITS]} on the Hub, and this node serves a stage of {older}: "
+        f"heads of the newer version refuse it. {update}{stay}"
+    )
+
+
+def _is_pipeline(places: Places, place: Reference) -> bool:
+    """Whether a fetched repo is a pipeline's."""
+    return (places.folder(str(place)) / MANIFEST_FILE).is_file()
 
 
 def _same_stages(newest: PipelineVersion, commit: str, versions: Sequence[PipelineVersion]) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.hubs import hub_example, hubs_file, name_of, source_api
+from shardhub.hub.hubs import source_api
 from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_plan import PushPlan
 from shardhub.hub.push_weights import check_weights
@@ -22,13 +21,11 @@ from shardhub.splitting.job import SplitJob, prepare
 from shardhub.usecases.cut import Cut, decide_and_prove
 from shardhub.usecases.kept_parity import KeptParity
 from shardhub.usecases.parity import ParitySettings, measure_split, settle_numbers, twin_findings
-from shardhub.usecases.places import Model, base_name, hub, open_model
-from shardhub.usecases.push import Publication, Push, PushSettings, gate_of, push_progress, source_info
+from shardhub.usecases.pipeline_source import source_hub, warn_of_access
+from shardhub.usecases.places import base_name, hub, open_model
+from shardhub.usecases.push import Publication, Push, PushSettings, push_progress, source_info
 from shardhub.usecases.tokenizer import with_tokenizer
 from shardhub.usecases.watcher import SILENT, Watcher
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +33,17 @@ class PublishSettings(PushSettings):
     """Where and how a model's stages are published: as `PushSettings`, and how the model is split.
 
     Attributes:
-        by_reference: Upload documents only: nodes fetch the weights from the model's own repo.
         check_weights: Refuse NaN and infinite weights; all weights are then read first.
         parity: Whether the stages are compared with the whole model.
         ignore_code: Accept a model whose repo has code of its own, and leave that code out.
         ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
-        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
         quantisation: How the weights are quantised while they are split; None splits them as they are.
     """
 
-    by_reference: bool = False
     check_weights: bool = False
     parity: ParitySettings = field(default_factory=ParitySettings)
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
-    source_endpoint: str | None = None
     quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +72,7 @@ class ModelPush(Push):
             watcher=watcher,
         )
         self._model = with_tokenizer(opened, ignore_code=settings.ignore_code, watcher=watcher)
-        source_hub = _source_hub(self._model, self._calls) if settings.by_reference else None
+        hub_name = source_hub(self._model) if settings.by_reference else None
         checkpoint = self._model.checkpoint
         name = base_name(self._model, settings.name, watcher)
         self._contents, self._stages = decide_and_prove(checkpoint, cut, watcher)
@@ -92,15 +85,14 @@ class ModelPush(Push):
             source=self._model.source,
             namespace=self._namespace,
             by_reference=settings.by_reference,
-            source_hub=source_hub,
+            source_hub=hub_name,
         )
         endpoint = self._model.endpoint
         calls = self._calls if endpoint is None else replace(self._calls, api=source_api(endpoint))
         source = source_info(self._model.source, calls)
         if source is not None and settings.by_reference:
             warn_of_access(source, watcher)
-        doubts = ["its own repo is private"] if source is not None and source.private else []
-        self._decide(job, gate_of(source), doubts)
+        self._decide(job, source)
 
     def _checked_job(self) -> SplitJob:
         """Check the weights if that is requested, and measure the stages' numbers."""
@@ -203,27 +195,3 @@ def _recorded(plan: PushPlan) -> str | None:
     at = plan.pipeline
     manifest = at.remote.manifest if at.remote is not None and at.action is not Action.REPLACE else None
     return manifest.inexact if manifest is not None else None
-
-
-def _source_hub(model: Model, calls: HubCalls) -> str | None:
-    """Name of the Hub that nodes take the weights from; None if it is the pipeline's own.
-
-    Raises:
-        UsageError: The user's settings do not name it: documents hold names and no addresses.
-    """
-    if model.endpoint is None:
-        return None
-    if (name := name_of(model.endpoint)) is None:
-        raise UsageError(
-            f"{model.source.repo} is at {model.endpoint}, and the pipeline would be at {calls.api.endpoint}.",
-            why=f"Documents name the Hub that weights are fetched from, and {hubs_file()} has no name for this one.",
-            hint=f"{hub_example(model.endpoint)} Or leave out `by_reference`.",
-        )
-    return name
-
-
-def warn_of_access(source: ModelInfo, watcher: Watcher) -> None:
-    """Warn that nodes need access to a model whose weights they fetch from its own repo."""
-    if source.private or source.gated:
-        state = "private" if source.private else "gated"
-        watcher.note(f"warning: {source.id} is {state}: whoever serves a stage needs a token that can read it")

@@ -13,6 +13,8 @@ from shardhub.checkpoint.checkpoint import verify_weight_file
 from shardhub.errors import AccessError, NotFound, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.compare_source import ComparedFile, check_has_source, compare_with_source
+from shardhub.hub.hubs import source_api
 from shardhub.hub.publish import Published
 from shardhub.hub.publish import publish as carry_out
 from shardhub.hub.push_decisions import Action
@@ -24,6 +26,7 @@ from shardhub.setting_checks import check_argument, check_settings
 from shardhub.splitting.source_card import Value, reservations, source_fields
 from shardhub.splitting.written_split import WrittenSplit, find_pipeline, read_split
 from shardhub.usecases.parity import warn_inexact
+from shardhub.usecases.pipeline_source import open_source, source_endpoint, warn_of_access
 from shardhub.usecases.places import hub
 from shardhub.usecases.signing import signer_of
 from shardhub.usecases.watcher import SILENT, Progress, Watcher
@@ -48,7 +51,9 @@ class PushSettings:
     Attributes:
         namespace: User or organisation to publish as; None takes the token's.
         name: Base name of the repos; None takes the model's.
-        private: Make repos that only their owner can read.
+        by_reference: Upload documents only: nodes fetch the weights from the model's own repo.
+        source_endpoint: URL of the Hub that the model is on; None takes the Hub of the model's URL, or HF_ENDPOINT's.
+        private: Make repos that only their owner can read; None does so if the model's own repo is private.
         replace: Replace other cuts of this name; the old commits stay, tagged.
         assume_yes: Publish to everyone without a question, whatever the model's licence and gate state.
         cache_dir: The cache's folder; None takes the user's.
@@ -58,7 +63,9 @@ class PushSettings:
 
     namespace: str | None = None
     name: str | None = None
-    private: bool = False
+    by_reference: bool = False
+    source_endpoint: str | None = None
+    private: bool | None = None
     replace: bool = False
     assume_yes: bool = False
     cache_dir: str | Path | None = None
@@ -113,11 +120,13 @@ class Push:
     Attributes:
         plan: What it will do, repo by repo.
         reasons: Reasons against making it public; empty if it is private or there are none.
+        follows: The private source whose privacy new repos take over; empty without one.
         fields: Fields of the source's model card.
     """
 
     plan: PushPlan
     reasons: list[str]
+    follows: str
     fields: dict[str, Value]
 
     def __init__(self, settings: PushSettings, watcher: Watcher, *, checked: bool = False) -> None:
@@ -162,19 +171,25 @@ class Push:
         self._finish(made)
         return made
 
-    def _decide(self, job: SplitJob, gate: str | None, doubts: Sequence[str] = ()) -> None:
+    def _decide(self, job: SplitJob, source: ModelInfo | None, doubts: Sequence[str] = ()) -> None:
         """Decide what to do with each repo.
 
         Args:
             job: What is published.
-            gate: Gate of the source's repo: `auto`, `manual` or None.
+            source: What a Hub says about the source's repo; None if it is a folder, or not known.
             doubts: Further reasons against making it public.
         """
         settings = self._destination
+        gate = source.gated if source is not None and isinstance(source.gated, str) else None
         self.fields = source_fields(job.checkpoint.folder)
         self.plan = plan_push(
-            job, self._calls, self._journal, private=settings.private, gate=gate, replace=settings.replace
+            job, self._calls, self._journal, private=settings.private is True, gate=gate, replace=settings.replace
         )
+        self.follows = ""
+        if source is not None and source.private:
+            doubts = [*doubts, "its own repo is private"]
+            if settings.private is None and all(at.remote is None or at.remote.private for at in self.plan.decisions):
+                self.follows, self.plan = source.id, replace(self.plan, private=True)
         self.reasons = [*reservations(self.fields, gated=gate is not None), *doubts] if self.plan.is_public else []
 
     def _checked_job(self) -> SplitJob:
@@ -224,20 +239,25 @@ class FolderPush(Push):
         super().__init__(settings, watcher)
         job = read_split(place, name=settings.name, namespace=self._namespace)
         self._job = replace(job, **_recorded(job))
+        if settings.by_reference:
+            check_has_source(str(place), job.source)
+            self._job = _by_reference(self._job, settings.source_endpoint, watcher)
         if self._signer is None and (place / SIGNATURE_FILE).is_file():
             watcher.note(
                 "warning: the folder's manifest is signed, but the published one names repos and needs a signature of "
                 "its own: add `sign_key`, or it stays unsigned"
             )
-        gate, doubts = None, []
+        source, doubts = None, []
         try:
-            gate = gate_of(source_info(job.source, self._calls))
+            source = source_info(job.source, replace(self._calls, api=source_api(settings.source_endpoint)))
         except (NotFound, AccessError) as error:  # the source may be on another Hub, or gone since it was split
             doubts = [f"it is not known whether the source is gated: {error.what.rstrip('.')}"]
-        self._decide(self._job, gate, doubts)
+        if source is not None and settings.by_reference:
+            warn_of_access(source, watcher)
+        self._decide(self._job, source, doubts)
 
     def _checked_job(self) -> SplitJob:
-        """Check the sha256 of every weight file that may be uploaded, before anything is written."""
+        """Check every weight file that may be uploaded or left in the source, before anything is written."""
         watcher = self._watcher
         files = [
             (shard, file)
@@ -250,6 +270,14 @@ class FolderPush(Push):
             verify_weight_file(shard.folder / file.name, file, shard.tensors)
             done += file.size_bytes
             watcher.progress(Progress(activity="checking", item=file.name, done=done, total=total))
+        if (source := self._job.source_checkpoint) is not None:
+            compared = [
+                ComparedFile(label=f"{self._job.shard_label(shard)}/{file.name}", sha256=file.sha256, left=left)
+                for shard, decision in zip(self._job.shards, self.plan.shards, strict=True)
+                if decision.action is not Action.KEEP
+                for file, left in self._job.to_compare(shard)
+            ]
+            compare_with_source(source, self._job.source, compared, self._journal, push_progress(watcher))
         warn_inexact(self._job.inexact, watcher)
         return self._job
 
@@ -257,7 +285,8 @@ class FolderPush(Push):
 def push(folder: str | Path, settings: PushSettings = PushSettings(), watcher: Watcher = SILENT) -> Publication:
     """Publish the folders that `split` wrote, as `publish` would; a killed run is resumed by another.
 
-    Every weight file is checked against its stage before anything is written. Parity records are carried on.
+    Every weight file is checked against its stage before anything is written, and by reference the source's bytes are,
+    too. Parity records are carried on.
 
     Args:
         folder: The folder that `split` wrote into, or the pipeline's folder in it.
@@ -266,12 +295,43 @@ def push(folder: str | Path, settings: PushSettings = PushSettings(), watcher: W
 
     Raises:
         UsageError: The folder does not hold one whole split, or becoming public was not confirmed.
-        IntegrityError: A document or a weight file is not what was written.
+        IntegrityError: A document or a weight file is not what was written, or the source does not give its bytes.
         AccessError: The token may not write there.
         Conflict: The name is taken by another cut, or a repo was changed meanwhile.
         HubUnreachable, HubRefused: The Hub does not answer, or refuses.
     """
     return FolderPush(folder, settings, watcher).run()
+
+
+def _by_reference(job: WrittenSplit, endpoint: str | None, watcher: Watcher) -> WrittenSplit:
+    """The job with everything left in the source that the source holds.
+
+    Raises:
+        UsageError: The source holds none of the weights.
+        As `open_source`.
+    """
+    manifest = job.pipeline.manifest
+    source = open_source(manifest, source_endpoint(manifest, endpoint), watcher)
+    stored = source.checkpoint.tensors
+    tensors = {
+        name: stored[source.stored_names[name]]
+        for name, spec in job.written[0].tensors.items()
+        if source.stored_names.get(name) in stored and stored[source.stored_names[name]].spec == spec
+    }
+    job = replace(
+        job,
+        by_reference=True,
+        source_hub=source.hub,
+        source_checkpoint=source.checkpoint,
+        source_tensors=tensors,
+    )
+    if not any(job.left_files(shard) for shard in job.shards):
+        raise UsageError(
+            f"No weight file of {job.pipeline.folder} can be fetched from {job.source.repo}.",
+            why="Each consists of tensors that mlx-lm computes when it loads the model.",
+            hint="Leave out `by_reference`.",
+        )
+    return job
 
 
 def _recorded(job: WrittenSplit) -> dict[str, Any]:
@@ -301,11 +361,6 @@ def source_info(source: Source, calls: HubCalls) -> ModelInfo | None:
         repo=repo,
         revision=source.commit,
     )
-
-
-def gate_of(source: ModelInfo | None) -> str | None:
-    """Gate of the source's repo: `auto`, `manual` or None."""
-    return source.gated if source is not None and isinstance(source.gated, str) else None
 
 
 def push_progress(watcher: Watcher) -> Callable[[PushProgress], None]:

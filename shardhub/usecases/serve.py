@@ -34,6 +34,7 @@ from shardhub.usecases.block import Block
 from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbours import AskedNeighbours
+from shardhub.usecases.other_version import note_newer_version
 from shardhub.usecases.places import Places
 from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import node_trust
@@ -249,6 +250,8 @@ class Serving(Block[Node]):
             shards = check_adjacent(
                 choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
             )
+        if not settings.follow:
+            note_newer_version(self._named, shards, places, watcher)
         context = served_context(shards[0].config, settings.context)
         if text := warning(shards[0].config, context.positions):
             watcher.note(f"warning: {text}")

@@ -14,12 +14,11 @@ from shardhub.checkpoint.difference import Difference, find_difference
 from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
 from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
-from shardhub.hub.hubs import known_hubs
-from shardhub.manifest import Manifest, SourceLocation
 from shardhub.parameters import MAX_SEED
 from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard
 from shardhub.splitting.contents import ModelContents
+from shardhub.usecases.pipeline_source import source_endpoint
 from shardhub.usecases.places import open_model
 from shardhub.usecases.verify_target import Target, open_target
 from shardhub.usecases.watcher import SILENT, Progress, Watcher
@@ -145,7 +144,7 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
         model, endpoint = str(Path(settings.source_folder).absolute()), None
     elif source.repo is not None:
         model = f"{source.repo}@{source.commit}"
-        endpoint = endpoint or _named_endpoint(target.pipeline.manifest)
+        endpoint = source_endpoint(target.pipeline.manifest, endpoint)
     else:
         raise UsageError(
             f"{target.text} was made from a folder.",
@@ -161,14 +160,6 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
         quantisation=quantisation,
         watcher=watcher,
     ).checkpoint
-
-
-def _named_endpoint(manifest: Manifest) -> str | None:
-    """URL of the Hub on which a manifest says the source is; None if it names none that the user knows."""
-    places = (location for entry in manifest.stages for location in entry.locations)
-    names = {location.hub for location in places if isinstance(location, SourceLocation) and location.hub is not None}
-    known = known_hubs()
-    return next((known[name].endpoint for name in sorted(names) if name in known), None)
 
 
 def _tensors(shards: dict[int, Shard]) -> list[_Own]:

@@ -93,3 +93,45 @@ def test_hub_model_is_fetched_to_be_computed(command, api: HfApi, model: Path, t
     assert "MB into" not in again.stderr
     assert command("prune").exit_code == 0
     assert not list((tmp_path / "cache" / "blobs").iterdir())
+
+
+def test_split_folders_are_pushed_by_reference(command, api: HfApi, model: Path, tmp_path: Path) -> None:
+    """Only computed tensors are uploaded, once for all; nodes get the folders' bytes, and refer has nothing to do."""
+    repo = api.create_repo("ann/referred", private=False).repo_id
+    api.upload_folder(repo_id=repo, folder_path=model)
+    out = tmp_path / "out"
+    assert command("split", repo, out, "--cuts", "2", "--name", "m", "--no-parity").exit_code == 0
+    pushed = command("push", out, "--by-reference", "--name", "r", "--json")
+    assert pushed.exit_code == 0, pushed.stderr
+    done = json.loads(pushed.stdout)
+    computed = [path for index in (0, 1) for path in weights_on_hub(api, f"ann/r-shard-{index}")]
+    assert computed
+    assert {name.partition("-")[0] for name, _ in computed} == {"computed"}
+    assert done["uploaded_bytes"] + done["copied_bytes"] == sum(size_bytes for _, size_bytes in computed)
+    assert done["uploaded_bytes"] < sum(map(len, _weight_files(out).values()))
+    direct = command("split-and-push", repo, "--cuts", "2", "--by-reference", "--name", "d", "--no-parity", "--json")
+    assert direct.exit_code == 0, direct.stderr
+    assert json.loads(direct.stdout)["pipeline_id"] == done["pipeline_id"]
+    assert json.loads(direct.stdout)["uploaded_bytes"] == 0
+    again = command("push", out, "--by-reference", "--name", "r")
+    assert again.stdout.count("already there") == 3
+    referred = command("refer", "ann/r-pipeline", "--drop-copies", "--yes", "--json")
+    assert referred.exit_code == 0, referred.stderr
+    assert {at["action"] for at in json.loads(referred.stdout)["repos"]} == {"already there"}
+    pulled = command("pull", "--shards", "ann/r-pipeline", "--json")
+    assert pulled.exit_code == 0, pulled.stderr
+    fetched = (tmp_path / "cache" / "repos" / "ann").glob("r-shard-*/*/*.safetensors")
+    assert sorted(path.read_bytes() for path in fetched) == sorted(_weight_files(out).values())
+
+
+def weights_on_hub(api: HfApi, repo: str) -> list[tuple[str, int]]:
+    """Name and size of each weight file in a repo."""
+    files = api.list_repo_tree(repo)
+    return [(file.path, file.size) for file in files if file.path.endswith(".safetensors")]  # type: ignore[union-attr]
+
+
+def test_folders_without_a_source_are_not_pushed_by_reference(command, model: Path, tmp_path: Path) -> None:
+    assert command("split", model, tmp_path / "out", "--cuts", "2", "--name", "m", "--no-parity").exit_code == 0
+    refused = command("push", tmp_path / "out", "--by-reference")
+    assert refused.exit_code == 2
+    assert "It was made from a folder" in refused.stderr

@@ -128,17 +128,31 @@ def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path)
     assert manifest["source"] == {"repo": "ann/gated", "commit": api.model_info("ann/gated").sha}
 
 
-def test_private_source_is_not_published_unasked(command, api: HfApi, model: Path) -> None:
+def test_private_source_stays_private(command, api: HfApi, model: Path, tmp_path: Path) -> None:
     """A copy of a private model, or documents that describe it, become public only if that is requested explicitly."""
     api.create_repo("ann/secret", private=True)
     api.upload_folder(repo_id="ann/secret", folder_path=model)
+    split = ("split-and-push", "ann/secret", "--cuts", "3", "--no-parity")
     for more in ((), ("--by-reference",)):
-        refused = command("split-and-push", "ann/secret", "--stages", "2", *more)
+        refused = command(*split, "--public", *more)
         assert refused.exit_code == 2
         assert "Its own repo is private" in refused.stderr
     assert not api.repo_exists("ann/secret-shard-0")
-    assert command("split-and-push", "ann/secret", "--stages", "2", "--private", "--by-reference").exit_code == 0
+    followed = command(*split, "--by-reference")
+    assert followed.exit_code == 0, followed.stderr
+    assert "ann/secret is private, so its shards and pipeline will be, too" in followed.stderr
     assert api.model_info("ann/secret-pipeline").private
+    shown = command(*split, "--public", "--yes", "--name", "shown")
+    assert shown.exit_code == 0, shown.stderr
+    assert "will be, too" not in shown.stderr
+    assert not api.model_info("ann/shown-pipeline").private
+    update = command(*split, "--name", "shown", "--by-reference")  # what is public is not made private
+    assert update.exit_code == 2
+    assert "Its own repo is private" in update.stderr
+    assert command("split", "ann/secret", tmp_path / "out", "--cuts", "3", "--no-parity").exit_code == 0
+    pushed = command("push", tmp_path / "out", "--name", "pushed")
+    assert pushed.exit_code == 0, pushed.stderr
+    assert api.model_info("ann/pushed-pipeline").private
 
 
 def test_model_of_the_hub_is_published_by_reference(command, api: HfApi, model: Path) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import signal
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from huggingface_hub import HfApi
 from safetensors.numpy import load_file
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shardhub.checkpoint.header import encode_header, read_header
+from shardhub.checkpoint.header import FileSource, encode_header, read_header
 from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.errors import (
     AccessError,
@@ -38,6 +39,8 @@ from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
 from shardhub.naming import CARD_FILE, MANIFEST_FILE, RANGES_FILE, STAGE_FILE
 from shardhub.shard import read_shard
+from shardhub.source_ranges import Assembly, FileRange
+from shardhub.splitting.contents import ModelContents
 from shardhub.splitting.job import prepare
 from shardhub.tensors import TensorSpec
 from tests.checkpoints import FOLDER, HIDDEN, contents_of, stages_of, write_checkpoint
@@ -205,6 +208,23 @@ def test_layers_in_order_take_a_request_each(
     shard = fetcher.fetch(referring.shard())
     num_files = len(list(shard.glob("*.safetensors")))
     assert sum(path.endswith(WEIGHTS) for _, path, _ in net.requests) == num_files
+
+
+def test_bytes_that_come_in_turn_are_not_kept(tmp_path: Path) -> None:
+    """Of a layer whose large tensor comes after a small one that has to follow it, only the small one is kept."""
+    large, small = 16 << 20, 1000
+    path = tmp_path / "model.safetensors"
+    data = np.random.default_rng(0).bytes(small + large)
+    path.write_bytes(data)
+    ranges = tuple(
+        FileRange(file=path.name, start=start, stop=stop) for start, stop in ((small, small + large), (0, small))
+    )
+    tracemalloc.start()
+    digest = assemble.assembly_sha256(Assembly(header=b"head", ranges=ranges), lambda _: FileSource(path))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert digest == hashlib.sha256(b"head" + data[small:] + data[:small]).hexdigest()
+    assert peak_bytes < large / 4
 
 
 def in_layer_order(path: Path) -> None:
@@ -415,6 +435,24 @@ def test_copies_get_references_and_both_serve(
     assert net.fetched(FIRST) > 0
 
 
+def test_copy_that_differs_is_passed_over(
+    api: HfApi, user: str, model: Path, tmp_path: Path, fetcher: Fetcher, said: list[str]
+) -> None:
+    """A weight file that is not the stage's is named in a warning, and assembled from the source."""
+    repo = upload_model(api, user, model)
+    push(api, user, repo, [3], tmp_path, by_reference=False)
+    at = push(api, user, repo, [3], tmp_path).shards[0]
+    name = "layer-00001.safetensors"
+    commit = api.upload_file(path_or_fileobj=b"other", path_in_repo=name, repo_id=at.repo).oid
+    shard = read_shard(fetcher.fetch(Reference(repo=at.repo, revision=commit)))
+    assert {file.sha256 for file in shard.stage.weight_files} == {
+        path.resolve().name for path in shard.folder.glob(f"*{WEIGHTS}")
+    }
+    assert said == [
+        f"warning: {at.repo}/{name} differs from the file that stage.json names. It is taken from elsewhere."
+    ]
+
+
 def test_error_names_all_places(
     api: HfApi, user: str, model: Path, tmp_path: Path, fetcher: Fetcher, net: faulty.Network
 ) -> None:
@@ -465,7 +503,7 @@ def test_new_commit_of_the_source_takes_old_copies_away(
 class Negated:
     """Computes a norm of layer 1 from the source's: a computed tensor as those of the model layer."""
 
-    name: str = "model.layers.1.input_layernorm.weight"
+    name: ClassVar[str] = "model.layers.1.input_layernorm.weight"
     recipe: str = "negated"
 
     @property
@@ -481,24 +519,68 @@ class Negated:
             yield memoryview(np.negative(np.frombuffer(data, np.float32)).tobytes())
 
 
-def test_only_files_with_computed_tensors_are_uploaded(
-    api: HfApi, user: str, model: Path, tmp_path: Path, fetcher: Fetcher, net: faulty.Network
-) -> None:
-    """A weight file with a tensor that the source does not store is in the shard's repo, the others are not."""
-    repo = upload_model(api, user, model)
-    contents = contents_of(open_checkpoint(model))
-    computed = Negated()
+COMPUTED = "computed-layer-00001.safetensors"
+
+
+@pytest.fixture
+def negated(model: Path) -> ModelContents:
+    """What the model has if a norm of layer 1 has to be computed."""
+    contents, computed = contents_of(open_checkpoint(model)), Negated()
     stored = {final: name for final, name in contents.stored_names.items() if final != computed.name}
-    contents = replace(contents, stored_names=stored, computed=computed)
-    at = push(api, user, repo, [3], tmp_path, contents=contents).shards[0]
+    return replace(contents, stored_names=stored, computed=computed)
+
+
+def test_only_computed_tensors_are_uploaded(
+    api: HfApi, user: str, model: Path, negated: ModelContents, tmp_path: Path, fetcher: Fetcher, net: faulty.Network
+) -> None:
+    """Of a weight file with a computed tensor, that tensor alone is in the shard's repo; the identity is a copy's."""
+    repo = upload_model(api, user, model)
+    copied = push(api, user, repo, [3], tmp_path / "copy", contents=negated, by_reference=False, name="copy")
+    made = push(api, user, repo, [3], tmp_path, contents=negated)
+    assert (made.pipeline_id, made.stage_digests) == (copied.pipeline_id, copied.stage_digests)
+    at = made.shards[0]
     files = api.list_repo_files(at.repo)
-    assert [name for name in files if name.endswith(WEIGHTS)] == ["layer-00001.safetensors"]
+    assert [name for name in files if name.endswith(WEIGHTS)] == [COMPUTED]
     assert INDEX_FILE not in files
+    computed = load_file(api.hf_hub_download(at.repo, COMPUTED))
+    assert set(computed) == {Negated.name}
+    assert made.uploaded_bytes == Path(api.hf_hub_download(at.repo, COMPUTED)).stat().st_size
+    net.forget()
     folder = fetcher.fetch(Reference(repo=at.repo, revision=at.commit))
+    size_bytes = sum(path.stat().st_size for path in folder.glob(f"*{WEIGHTS}"))
+    assert net.fetched(WEIGHTS) <= 1.01 * size_bytes
     layer = load_file(folder / "layer-00001.safetensors")
     source = {name: tensor for path in model.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    assert np.array_equal(layer[computed.name], -source[computed.name])
-    assert "3 of its weight files are published by reference" in document(api, at.repo, CARD_FILE).decode()
+    assert np.array_equal(layer[Negated.name], -source[Negated.name])
+    assert "Its weight files are published by reference" in document(api, at.repo, CARD_FILE).decode()
+    again = push(api, user, repo, [3], tmp_path / "elsewhere", contents=negated)  # with another journal
+    assert [one.action for one in (*again.shards, again.pipeline)] == [Action.KEEP] * 3
+
+
+def test_computed_tensors_that_are_gone_are_uploaded_again(
+    api: HfApi, user: str, model: Path, negated: ModelContents, tmp_path: Path, fetcher: Fetcher
+) -> None:
+    """A repo that lost its computed tensors is refused by name, and the next push completes it."""
+    repo = upload_model(api, user, model)
+    at = push(api, user, repo, [3], tmp_path, contents=negated).shards[0]
+    commit = api.delete_file(COMPUTED, at.repo).oid
+    with pytest.raises(FormatError, match=f"The shard {at.repo} does not have the bytes of layer-00001"):
+        fetcher.fetch(Reference(repo=at.repo, revision=commit))
+    again = push(api, user, repo, [3], tmp_path / "elsewhere", contents=negated).shards[0]
+    assert again.action is Action.UPDATE
+    fetcher.fetch(Reference(repo=again.repo, revision=again.commit))
+
+
+def test_computed_tensors_become_part_of_copies(
+    api: HfApi, user: str, model: Path, negated: ModelContents, tmp_path: Path
+) -> None:
+    """Published again without the option, the repo holds whole weight files only."""
+    repo = upload_model(api, user, model)
+    push(api, user, repo, [3], tmp_path, contents=negated)
+    at = push(api, user, repo, [3], tmp_path, contents=negated, by_reference=False).shards[0]
+    files = set(api.list_repo_files(at.repo))
+    assert COMPUTED not in files
+    assert set(json.loads(document(api, at.repo, INDEX_FILE))["weight_map"].values()) <= files
 
 
 # Processes

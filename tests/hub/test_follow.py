@@ -172,7 +172,13 @@ def test_only_repos_that_can_change_are_followed(versions: Versions, cut_in_two:
 def test_head_says_which_side_is_older(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command for each way out; without the Hub it says that it could not be asked."""
     old_shard, new_shard = (manifest.stages[0].locations[0] for manifest in (versions.old, versions.new))
-    with shardhub.serve(f"{old_shard.repo}@{old_shard.commit}") as node:  # type: ignore[union-attr]
+    notes = Notes()
+    with shardhub.serve(f"{old_shard.repo}@{old_shard.commit}", watcher=notes) as node:  # type: ignore[union-attr]
+        assert notes.has(
+            f"{versions.repo} is at {versions.new_commit[:12]} on the Hub, and this node serves a stage of"
+        )
+        assert notes.has(f"of the older {versions.old_commit[:12]}: heads of the newer version refuse it")
+        assert notes.has(f"shardhub serve {versions.shards[0]}. To stay with it, give heads {versions.repo}@")
         error = refusal(versions.repo, node)
         assert f"{versions.repo} is at {versions.new_commit[:12]} on the Hub" in error.why
         assert f"the node serves the older {versions.old_commit[:12]}" in error.why
@@ -182,7 +188,9 @@ def test_head_says_which_side_is_older(versions: Versions, monkeypatch: pytest.M
         offline = refusal(versions.repo, node)
         assert "The Hub could not be asked which side is older" in offline.why
         monkeypatch.delenv("HF_HUB_OFFLINE")
-    with shardhub.serve(f"{new_shard.repo}@{new_shard.commit}") as node:  # type: ignore[union-attr]
+    notes = Notes()
+    with shardhub.serve(f"{new_shard.repo}@{new_shard.commit}", watcher=notes) as node:  # type: ignore[union-attr]
+        assert not notes.has("on the Hub")
         error = refusal(f"{versions.repo}@{versions.old_commit[:12]}", node)
         assert f"this command runs the older {versions.old_commit[:12]}" in error.why
         assert "the node serves that version" in error.why

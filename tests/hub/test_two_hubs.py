@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shardhub.errors import AccessError, NotFound, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.fetch import Fetcher
+from shardhub.hub.push_decisions import Action
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_source
 from shardhub.localhub import server
 from shardhub.localhub.server import RunningHub, running_hub
@@ -21,6 +22,7 @@ from shardhub.usecases.cut import Cut
 from shardhub.usecases.parity import ParitySettings
 from shardhub.usecases.plan import PlanSettings, plan
 from shardhub.usecases.publish import PublishSettings, publish
+from shardhub.usecases.refer import Refer
 from shardhub.usecases.verify_source import SourceSettings, verify_source
 from tests.hub.published import OVER_LFS
 
@@ -172,6 +174,27 @@ def test_reference_to_a_named_hub_is_fetched_from_there(hubs: TwoHubs, hubs_file
     compared = verify_source(done.pipeline, SourceSettings(fetch=True, cache_dir=tmp_path / "other"))
     assert compared.ok
     assert compared.num_compared == compared.num_tensors > 0
+
+
+def test_uploaded_pipeline_gets_places_on_another_hub(hubs: TwoHubs, hubs_file: Path, tmp_path: Path) -> None:
+    """Without a name for the source's Hub nothing is written; with one, nodes fetch from there."""
+    settings = PublishSettings(
+        source_endpoint=hubs.source.endpoint, name="later", assume_yes=True, parity=ParitySettings(skip=True)
+    )
+    done = publish(MODEL, Cut(stages=2), settings)
+    with pytest.raises(NotFound):
+        Refer(done.pipeline)
+    with pytest.raises(UsageError, match="would be at"):
+        Refer(done.pipeline, endpoint=hubs.source.endpoint)
+    hubs_file.write_text(f'[home]\nendpoint = "{hubs.source.endpoint}"\n')
+    made = Refer(done.pipeline, endpoint=hubs.source.endpoint, drop_copies=True).run()
+    assert made.dropped_bytes > 0
+    api = HfApi(endpoint=hubs.target.endpoint, token=hubs.target.token("ann"))
+    shard = Fetcher(lambda: api, Cache(tmp_path / "other")).fetch(Reference(repo=done.shards[1]))
+    assert read_shard(shard).digest == done.pushed.stage_digests[1]
+    again = Refer(done.pipeline).run()  # the manifest names the source's Hub by now
+    assert [at.action for at in (*again.shards, again.pipeline)] == [Action.KEEP] * 3
+    assert hubs.source.port not in hubs.tokens
 
 
 def test_own_hubs_url_names_no_other(hubs: TwoHubs) -> None:

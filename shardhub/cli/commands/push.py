@@ -11,6 +11,7 @@ import typer
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import SignKey
 from shardhub.cli.pushing import PushFlags, run_push
+from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal
 
 
@@ -27,6 +28,7 @@ def push(
     ],
     pushing: PushFlags,
     signing: SignFlags,
+    reading: SourceHubFlags,
     output: Output,
 ) -> int:
     """Publish on the Hub what `split` wrote, each shard in a repo of its own; every weight file is checked first.
@@ -38,6 +40,8 @@ def push(
     settings = PushSettings(
         namespace=pushing.namespace,
         name=pushing.name,
+        by_reference=pushing.by_reference,
+        source_endpoint=reading.source_endpoint,
         private=pushing.private,
         replace=pushing.replace,
         assume_yes=pushing.yes,

@@ -10,6 +10,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import CacheDir, Yes
+from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, confirm, note
 from shardhub.sizes import size_text
 
@@ -36,6 +37,7 @@ class ReferFlags:
 def refer(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="Its repo: USER/NAME-pipeline.")],
     writing: ReferFlags,
+    reading: SourceHubFlags,
     output: Output,
 ) -> int:
     """Let nodes fetch a published pipeline's weights from the model's own repo, once every byte was compared."""
@@ -43,6 +45,7 @@ def refer(
 
     referring = Refer(
         pipeline,
+        endpoint=reading.source_endpoint,
         drop_copies=writing.drop_copies,
         sign_key=writing.sign_key,
         cache_dir=writing.cache_dir,

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
-
-from shardhub.cli.flags import Output, flags
+from shardhub.cli.flags import Output
 from shardhub.cli.options import CheckFlags, CutFlags, Model, ModelFlags, QuantiseFlags
 from shardhub.cli.pushing import PushFlags, run_push
 from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal
 
 
-@flags("Where it is published")
-class PublishFlags(PushFlags):
-    """Where shards are published, who may read them, and where their weights are."""
-
-    by_reference: Annotated[
-        bool,
-        typer.Option("--by-reference", help="Upload no weights: nodes fetch them from the model's own repo."),
-    ] = False
-
-
 def split_and_push(
     model: Model,
     cut: CutFlags,
     quantising: QuantiseFlags,
-    publishing: PublishFlags,
+    publishing: PushFlags,
     checks: CheckFlags,
     reading: SourceHubFlags,
     leaving: ModelFlags,
