@@ -40,6 +40,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 REQUIRED = {name for name in os.environ.get("SHARDHUB_REQUIRED_TESTS", "").split(",") if name}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect tests without garbage collection, which would look through all of them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Mark tests before pytest chooses among them."""

@@ -44,13 +44,18 @@ def variants(cases: Sequence[Any], *, num_default: int = 1) -> list[Any]:
 def mark(items: Sequence[pytest.Item]) -> None:
     """Mark each test by what it uses: `process`, `model`, or `fast` if it needs neither and has no heavy mark."""
     slow = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
+    uses: dict[tuple[object, str, tuple[str, ...]], list[str]] = {}
     for item in items:
         if item.nodeid in slow:
             item.add_marker("slow")
-        reached = frozenset[str]().union(*(_reached(module.__name__, module) for module in _modules(item)))
-        for name, modules in _USES.items():
-            if not reached.isdisjoint(modules):
-                item.add_marker(name)
+        # Cases of one function see the same fixtures: there are seven thousand tests, of a quarter as many functions.
+        assert isinstance(item, pytest.Function)
+        function = item.parent, item.originalname, tuple(item.fixturenames)
+        if function not in uses:
+            reached = frozenset[str]().union(*(_reached(module.__name__, module) for module in _modules(item)))
+            uses[function] = [name for name, modules in _USES.items() if not reached.isdisjoint(modules)]
+        for name in uses[function]:
+            item.add_marker(name)
         if not any(item.get_closest_marker(name) for name in (*_USES, *HEAVY)):
             item.add_marker("fast")
 
@@ -85,9 +90,8 @@ def summary(config: pytest.Config) -> str | None:
     return f'left out: {names}. `pytest -m ""` runs everything, `pytest -m NAME` one of them.'
 
 
-def _modules(item: pytest.Item) -> Iterator[ModuleType]:
+def _modules(item: pytest.Function) -> Iterator[ModuleType]:
     """The test's module, and those of the fixtures that it uses."""
-    assert isinstance(item, pytest.Function)
     yield item.module
     for name in item.fixturenames:
         for definition in item.session._fixturemanager.getfixturedefs(name, item) or ():
