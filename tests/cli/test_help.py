@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,10 +23,24 @@ CALLS = [
 ]
 
 
+# Built once: with all its options this takes a twentieth of a second.
+COMMAND: Any = typer.main.get_command(app)
+
+
+@cache
 def help_of(*arguments: str) -> str:
+    """What a command prints with --help."""
     done = CliRunner().invoke(app, [*arguments, "--help"])
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def command_of(call: tuple[str, ...]) -> Any:
+    """The command that these words call."""
+    command = COMMAND
+    for name in call:
+        command = command.commands[name]
+    return command
 
 
 def test_commands_stand_in_panels_in_the_order_of_use() -> None:
@@ -47,10 +62,7 @@ def test_no_line_is_cut_off(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 def test_every_option_is_described_under_a_heading(call: tuple[str, ...]) -> None:
     """Each option has a help text and, but for --help, a panel of its own command's."""
-    command: Any = typer.main.get_command(app)
-    for name in call:
-        command = command.commands[name]
-    for parameter in command.params:
+    for parameter in command_of(call).params:
         assert parameter.help, parameter.name
         if parameter.param_type_name == "option":
             assert parameter.rich_help_panel, parameter.name
@@ -63,10 +75,7 @@ def test_values_are_named_one_way(call: tuple[str, ...]) -> None:
     usage = " ".join(text.partition("\n\n")[0].split())
     assert re.fullmatch(r"Usage: [a-z -]+ \[OPTIONS\]( \[?[A-Z]+(\.\.\.)?\]?)*", usage), usage
     assert not re.search(r"[{}<]", re.sub(r"\dx?<=|<=x?", "", text.replace("<=x<=", ""))), text
-    command: Any = typer.main.get_command(app)
-    for name in call:
-        command = command.commands[name]
-    for parameter in command.params:
+    for parameter in command_of(call).params:
         if parameter.param_type_name == "option" and not parameter.is_flag:
             value = re.search(rf"{parameter.opts[-1]} (\S+)", text)
             assert value is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from tests.faults import DOCUMENT, FAULTS, written
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [row for rows in FAULTS.values() for row in rows]
+
+
+@cache
+def functions(file: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions of a file by name; many tests stand in the same one."""
+    nodes = ast.walk(ast.parse((ROOT / file).read_text()))
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def test_the_table_is_as_written() -> None:
@@ -23,13 +31,8 @@ def test_the_table_is_as_written() -> None:
 def test_every_fault_has_a_test_that_runs(test) -> None:
     """No row's test is missing or skipped, as the row would then promise something untested."""
     file, _, name = test.partition("::")
-    functions = {
-        node.name: node
-        for node in ast.walk(ast.parse((ROOT / file).read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
-    assert name in functions, f"{file} has no {name}"
-    for mark in map(ast.unparse, functions[name].decorator_list):
+    assert name in functions(file), f"{file} has no {name}"
+    for mark in map(ast.unparse, functions(file)[name].decorator_list):
         assert not mark.startswith(("pytest.mark.skip", "pytest.mark.xfail")) or "sys.platform" in mark
 
 
