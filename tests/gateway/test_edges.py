@@ -21,7 +21,7 @@ JSON = "Content-Type: application/json"
 ANSWER_S = 30
 RAW_DEFLATE = zlib.compressobj(wbits=-15)
 RAW = RAW_DEFLATE.compress(BODY) + RAW_DEFLATE.flush()
-BOMB = gzip.compress(b" " * (64 << 20))
+BOMB = gzip.compress(b" " * (64 << 20), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
