@@ -21,13 +21,7 @@ def is_loopback(host: str) -> bool:
     Raises:
         AddressError: The host does not resolve.
     """
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        raise AddressError(
-            f"{host} is not a valid address.", why=f"{error}.", hint="Give one of this machine's addresses."
-        ) from error
-    return all(ip_of(address).is_loopback for address in addresses)
+    return all(ip_of(address).is_loopback for address in _resolved(host))
 
 
 def is_unspecified(host: str) -> bool:
@@ -54,17 +48,37 @@ def check_reach(host: str, *, is_safe: bool, why: str, hint: str, what: str = "l
         raise AddressError(f"Refusing to {what} on {host}.", why=why, hint=hint)
 
 
-def own_addresses() -> list[str]:
-    """IPv4 addresses of this machine, loopback last, as it serves only processes on this machine."""
+def own_addresses(family: socket.AddressFamily = socket.AF_INET) -> list[str]:
+    """Addresses of this machine, loopback last, as it serves only processes on this machine; none of a single link."""
     import psutil
 
     addresses = [
         address.address
         for interface in psutil.net_if_addrs().values()
         for address in interface
-        if address.family == socket.AF_INET
+        if address.family == family and "%" not in address.address
     ]
-    return sorted(addresses, key=lambda address: address.startswith("127."))
+    return sorted(addresses, key=lambda address: ip_of(address).is_loopback)
+
+
+def addresses_at(host: str) -> list[str]:
+    """Addresses at which a host to listen on can be called: all of this machine's where it stands for them.
+
+    Raises:
+        AddressError: The host does not resolve.
+    """
+    if is_unspecified(host):
+        return own_addresses(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    return sorted(_resolved(host))
+
+
+def _resolved(host: str) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise AddressError(
+            f"{host} is not a valid address.", why=f"{error}.", hint="Give one of this machine's addresses."
+        ) from error
 
 
 class HostNames:

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from shardhub.address import Address
 from shardhub.connections import QuietLoop, server_config
 from shardhub.errors import AddressError, ShardhubError
-from shardhub.listening import HostNames, check_reach, is_loopback, is_unspecified, listen_on, own_addresses
+from shardhub.listening import HostNames, addresses_at, check_reach, is_loopback, is_unspecified, listen_on
 from shardhub.localhub.app import build_app
 from shardhub.localhub.doorway import Doorway
 from shardhub.localhub.hub import LocalHub
@@ -93,9 +93,8 @@ def address_of(settings: ServerSettings, port: int) -> str:
     """The URL of a Hub that listens at a port."""
     scheme = "http" if settings.certificate is None else "https"
     host = settings.host
-    # No client can call every address; a certificate carries those that it can call.
     if settings.certificate is not None and is_unspecified(host):
-        host = own_addresses()[0]
+        host = addresses_at(host)[0]  # the certificate carries these, and not the one that stands for all
     return f"{scheme}://{Address(host, port)}"
 
 
@@ -248,6 +247,7 @@ async def _keep(certificate: HubCertificate) -> None:
         await asyncio.sleep(_REFRESH_S)
         try:
             await asyncio.to_thread(certificate.refresh)
+            certificate.apply()
         except ShardhubError as error:
             log.warning("%s", error)
 

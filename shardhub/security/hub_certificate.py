@@ -49,6 +49,7 @@ class HubCertificate:
         self._clock = clock
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.refresh()
+        self.apply()
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -72,8 +73,10 @@ class HubCertificate:
                 log.warning("the certificate of %s could not be renewed: %s", present.peer, error)
             present = load_identity(self._folder, Role.HUB, now=self._clock())
         self.identity = present
-        # A context that is in use shows the new certificate to new connections.
-        self.context.load_cert_chain(present.path)
+
+    def apply(self) -> None:
+        """Show the newest certificate to new connections; called where these are made, as a context is not locked."""
+        self.context.load_cert_chain(self.identity.path)
 
     def _load(self) -> Identity | None:
         """The stored certificate, if there is one that can be used."""

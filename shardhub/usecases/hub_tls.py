@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from shardhub.address import Address
 from shardhub.errors import NodeUnreachable, UsageError
-from shardhub.listening import is_loopback, is_unspecified, own_addresses
+from shardhub.listening import addresses_at, is_loopback, is_unspecified
 from shardhub.security.authority import KEY_FILE, Authority
 from shardhub.security.certificates import MACHINE_ROLES, Role, check_host, hub_hosts
 from shardhub.security.folders import default_authority, default_folder
@@ -72,8 +72,7 @@ def _certified_here(trust: Trust, folders: CertificateFolders, host: str, named:
     name = trust.identity.peer.name
 
     def hosts() -> frozenset[str]:
-        addresses = own_addresses() if is_unspecified(host) else _resolved(host)
-        return frozenset({*named, *addresses}) | hub_hosts(name)
+        return frozenset({*named, *addresses_at(host)}) | hub_hosts(name)
 
     def issue(hosts: frozenset[str]) -> None:
         issue_certificate(name, Role.HUB, folders, hosts=hosts)
@@ -86,7 +85,7 @@ def _certified_by_desk(trust: Trust, host: str, named: set[str]) -> HubCertifica
 
     def address() -> str:
         if not is_unspecified(host) and not is_loopback(host):
-            return _resolved(host)[0]
+            return addresses_at(host)[0]
         return _address_towards(_desk_of(trust))
 
     def hosts() -> frozenset[str]:
@@ -115,11 +114,6 @@ def _desk_of(trust: Trust) -> Address:
             hint="Join the cluster again with `shardhub certs join`, or serve the Hub on the authority's machine.",
         )
     return Address.parse(address)
-
-
-def _resolved(host: str) -> list[str]:
-    """Addresses of a host of this machine."""
-    return sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
 
 
 def _address_towards(other: Address) -> str:

@@ -131,6 +131,7 @@ def test_a_certificate_is_renewed_when_it_is_due_or_lacks_a_host(cluster, tmp_pa
     assert issued == [{"localhost"}]
     hosts.add("192.168.1.5")  # the machine got another address
     certificate.refresh()
+    certificate.apply()
     assert handshake(certificate.context, client(cluster), "192.168.1.5") != first
     now += LIFE * 0.7
     certificate.refresh()
