@@ -21,7 +21,7 @@ from shardhub.errors import (
 )
 from shardhub.hub.client import token_source, token_variable
 from shardhub.hub.proxies import proxy_of, shown
-from shardhub.hub.retry import NOT_TLS, causes
+from shardhub.hub.retry import NOT_TLS, causes, original
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -291,6 +291,7 @@ def _said(error: Exception) -> str:
     """What the Hub or the network reported, in one short line without URLs, which may carry signatures."""
     text = getattr(error, "server_message", None) or _header(error, "X-Error-Message")
     if not text:
+        error = original(error)
         text = (
             type(error).__name__ if getattr(error, "response", None) is not None else f"{type(error).__name__}: {error}"
         )

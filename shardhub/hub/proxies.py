@@ -107,10 +107,10 @@ def make_transport() -> httpx2.BaseTransport:
                     )
             try:
                 return transport.handle_request(request)
-            except httpx2.ConnectError as error:
-                if not is_lasting(error):
+            except (httpx2.NetworkError, httpx2.TimeoutException) as error:
+                # Of some calls the client would repeat each of our tries by itself, for minutes. An upload's parts it may.
+                if request.method != "GET" and not is_lasting(error):
                     raise
-                # The client repeats some calls by itself after a ConnectError, for minutes.
                 raise httpx2.TransportError(str(error), request=request) from error
 
         def close(self) -> None:

@@ -67,6 +67,7 @@ def is_passing(error: Exception, *, repeatable: bool = True) -> bool:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+    error = original(error)
     if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError):
         return error.response is not None and error.response.status_code in (BUSY if repeatable else _NOT_DONE)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
@@ -98,7 +99,15 @@ def reason(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"the Hub answered {response.status_code}"
-    return "no answer" if "Timeout" in type(error).__name__ else "the connection broke"
+    return "no answer" if "Timeout" in type(original(error)).__name__ else "the connection broke"
+
+
+def original(error: Exception) -> Exception:
+    """The error that our transport raised in another form, so that the client does not repeat a call; else the error."""
+    import httpx2
+
+    cause = error.__cause__
+    return cause if type(error) is httpx2.TransportError and isinstance(cause, httpx2.TransportError) else error
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ from shardhub.hub.client import hub_api, make_http_client, token_source
 from shardhub.hub.failures import Circumstances, explain, hub_failures, table
 from shardhub.hub.reference import Reference, parse_reference
 from shardhub.hub.retry import is_passing, wait_before, with_retries
+from tests.ports import kept
 
 API = hub_api("http://127.0.0.1:9", "hf_secret")
 
@@ -167,6 +168,22 @@ def test_retries_end() -> None:
         with pytest.raises(type(error)):
             with_retries(calls, what="x", sleep=calls.waited.append)
         assert calls.num == 1
+
+
+def test_only_one_side_retries(caplog: pytest.LogCaptureFixture) -> None:
+    """A listing, which the client would repeat by itself in each of our tries, is asked for once a try."""
+    waited: list[float] = []
+    with kept() as port:
+        api = hub_api(f"http://127.0.0.1:{port}", "hf_secret")
+
+        def ask() -> list[object]:
+            return list(api.list_models())
+
+        with pytest.raises(httpx2.TransportError) as caught:
+            with_retries(ask, what="listing", sleep=waited.append)
+    assert len(waited) == 4
+    assert caplog.text == ""
+    assert isinstance(explain(caught.value, Circumstances(what="listing", api=api)), HubUnreachable)
 
 
 def test_what_may_have_been_done_is_not_done_twice() -> None:
