@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,8 +16,10 @@ from shardhub.chain.head import Head as ChainHead
 from shardhub.chain.head import Piece, Timing
 from shardhub.chain.request import Request
 from shardhub.errors import HeadClosed, PromptError, RouteError, UsageError
+from shardhub.gateway.segmenters import Segmenters
 from shardhub.parameters import SamplingParameters
 from shardhub.setting_checks import check_argument
+from shardhub.text.tokenizer import RenderedChat
 from shardhub.usecases.answer import GREEDY, Answer, HeadStatus, Prompt, Sampling, ScoredToken, StagesAt, Usage
 from shardhub.usecases.block import Block
 from shardhub.usecases.forwarding import prompt_of
@@ -49,6 +52,11 @@ class AnswerStream:
         """The answer so far, complete after the last piece."""
         return self._collected.answer()
 
+    @property
+    def opening(self) -> str:
+        """What the chat template wrote after the last message; known once there is a piece, empty for other prompts."""
+        return self._collected.opening
+
 
 class AsyncAnswerStream:
     """Asynchronous iterator over the pieces of an answer; cancel it by `aclose`."""
@@ -71,6 +79,11 @@ class AsyncAnswerStream:
     def answer(self) -> Answer:
         """The answer so far, complete after the last piece."""
         return self._collected.answer()
+
+    @property
+    def opening(self) -> str:
+        """What the chat template wrote after the last message; known once there is a piece, empty for other prompts."""
+        return self._collected.opening
 
 
 class AsyncHead:
@@ -160,6 +173,11 @@ class AsyncHead:
             inexact=head.inexact,
         )
 
+    @cached_property
+    def segmenters(self) -> Segmenters:
+        """Makes segmenters, which tell the model's reasoning from its answers."""
+        return Segmenters(self._head.tokenizer)
+
     async def _pieces(self, collected: _Collected, prompt: Prompt, *, raw: bool) -> AsyncGenerator[Piece, None]:
         self._check()
         async with aclosing(collected.run(self._head, prompt, self._watcher, raw=raw)) as pieces:
@@ -217,6 +235,11 @@ class Head:
             return self._head.status()
 
         return self._wait(read)
+
+    @property
+    def segmenters(self) -> Segmenters:
+        """Makes segmenters, which tell the model's reasoning from its answers."""
+        return self._head.segmenters
 
     def _wait(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         self._head._check_open()
@@ -311,9 +334,14 @@ def open_head(settings: HeadSettings | str | Path, watcher: Watcher = SILENT) ->
 
 
 class _Collected:
-    """Collects an answer as it comes."""
+    """Collects an answer as it comes.
+
+    Attributes:
+        opening: What the chat template wrote after the last message.
+    """
 
     def __init__(self, sampling: Sampling) -> None:
+        self.opening = ""
         check_argument("sampling", sampling, Sampling)
         self._sampling = sampling.with_seed()
         self._timing = Timing()
@@ -323,8 +351,10 @@ class _Collected:
         sampling = self._sampling
         if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.capacity.max_context)):
             watcher.note(why)
+        rendered = await asyncio.to_thread(_rendered, head, prompt, raw=raw)
+        self.opening = rendered.opening
         answer = head.answer(
-            await asyncio.to_thread(_ids, head, prompt, raw=raw),
+            rendered.ids,
             sampling.parameters(),
             max_tokens=sampling.max_tokens,
             stops=sampling.stop,
@@ -359,16 +389,16 @@ class _Collected:
         )
 
 
-def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
-    """Convert a prompt to token ids.
+def _rendered(head: ChainHead, prompt: Prompt, *, raw: bool) -> RenderedChat:
+    """Convert a prompt to token ids, and tell what the chat template wrote last.
 
     Raises:
         PromptError: The prompt is empty, mixes messages and ids, or a message lacks its role or content.
     """
     if isinstance(prompt, str):
         if raw:
-            return head.tokenizer.encode(prompt)
-        return head.tokenizer.render_chat([{"role": "user", "content": prompt}]).ids
+            return RenderedChat(ids=head.tokenizer.encode(prompt), opening="")
+        return head.tokenizer.render_chat([{"role": "user", "content": prompt}])
     hint = 'Give text, or messages such as {"role": "user", "content": "Hello"}.'
     parts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray) else None
     ids = [part for part in parts or () if isinstance(part, int) and not isinstance(part, bool)]
@@ -382,7 +412,7 @@ def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
             # A message that calls tools may have nothing else to say.
             if message.get(field) is None and not (field == "content" and message.get("tool_calls")):
                 raise PromptError("The prompt cannot be read.", why=f"Message {index} has no {field}.", hint=hint)
-    return ids or head.tokenizer.render_chat(messages).ids
+    return RenderedChat(ids=ids, opening="") if ids else head.tokenizer.render_chat(messages)
 
 
 def _stages_at(row: Mapping[str, Any]) -> StagesAt:
