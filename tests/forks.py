@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 _PRELOADED = (
     *("transformers.models.auto.tokenization_auto", "transformers", "huggingface_hub.file_download", "jinja2"),
     *("shardhub.cli.app", "shardhub.engine.engine", "shardhub.node.servicer", "shardhub.hub.fetch"),
-    *("shardhub.gateway.app", "uvicorn"),
+    *("shardhub.gateway.app", "uvicorn", "prompt_toolkit.shortcuts", "wcwidth"),
 )
 # Variables that may differ between the server and a fork: only shardhub, pytest and terminals read them.
 _OURS = ("SHARDHUB_", "PYTEST_", "TERM", "NO_COLOR")
