@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from shardhub.cli.setting_names import with_flags
@@ -89,14 +89,22 @@ def end_answer(wrapper: AnswerWrapper | None = None, *, is_dim: bool = False) ->
 
 
 @contextmanager
-def prompting() -> Iterator[None]:
-    """Say that a person is typing while the block runs: notes are shown above the prompt, and no status line."""
+def prompting(above: AbstractContextManager[object]) -> Iterator[None]:
+    """Say that a person is typing while the block runs: no status line is shown.
+
+    Args:
+        above: Has what is printed meanwhile shown above the prompt; entered and left between two notes.
+    """
     global _is_prompting
-    _is_prompting = True
+    with _lock:
+        above.__enter__()
+        _is_prompting = True
     try:
         yield
     finally:
-        _is_prompting = False
+        with _lock:
+            _is_prompting = False
+            above.__exit__(None, None, None)
 
 
 def _write(text: str, *, is_dim: bool) -> None:

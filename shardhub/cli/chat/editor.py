@@ -74,7 +74,7 @@ class Editor:
             EOFError: Ctrl-D was pressed.
             KeyboardInterrupt: Ctrl-C was pressed; its argument is true if there was text to discard.
         """
-        with prompting(), patch_stdout(raw=True) if sys.stderr.isatty() else nullcontext():
+        with prompting(patch_stdout(raw=True) if sys.stderr.isatty() else nullcontext()):
             try:
                 return self._session.prompt()
             except KeyboardInterrupt as error:
