@@ -9,6 +9,7 @@ import pty
 import struct
 import termios
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -86,11 +87,19 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def sees(self, text: str, times: int = 1) -> None:
-        """Wait until the screen shows a text this many times."""
+        """Wait until the screen shows a text at least this many times."""
+        self.waits_for(lambda rows: "\n".join(rows).count(text) >= times, text)
+
+    def waits_for(self, condition: Callable[[list[str]], bool], text: str = "") -> None:
+        """Wait until a condition holds for the rows.
+
+        Args:
+            text: What is missing otherwise, for the message.
+        """
         try:
-            wait_until(lambda: self.text.count(text) >= times)
+            wait_until(lambda: condition(self.rows))
         except AssertionError:
-            raise AssertionError(f"{text!r} is not on the screen {times} times:\n{self.text}") from None
+            raise AssertionError(f"{text!r} did not come:\n{self.text}") from None
 
     def resize(self, columns: int, lines: int = 100) -> None:
         """Change its size, as dragging a window's corner does."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, nullcontext
-from types import TracebackType
-from typing import Self
+from contextlib import nullcontext
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import History as Remembered
@@ -29,7 +26,7 @@ _CONTINUED = ". "
 
 
 class Editor:
-    """Reads questions from a terminal. Use it as a context manager.
+    """Reads questions from a terminal.
 
     Enter ends a question, Alt-Enter begins another line of it, and pasted lines are part of it.
 
@@ -39,33 +36,23 @@ class Editor:
     """
 
     def __init__(self, history: History | None, commands: Sequence[str]) -> None:
-        self._stack = ExitStack()
-        self._history = _Questions(history)
-        self._commands = commands
-
-    def __enter__(self) -> Self:
         output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
         # The cursor's position is not needed; terminals that do not tell it would cause a warning and a pause.
         output.enable_cpr = False
-        self._stack.enter_context(create_app_session(input=create_input(sys.stdin), output=output))
         self._session: PromptSession[str] = PromptSession(
             _PROMPT,
             multiline=True,
             prompt_continuation=_CONTINUED,
-            history=self._history,
+            history=_Questions(history),
             key_bindings=_keys(),
-            completer=_Commands(self._commands),
+            completer=_Commands(commands),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             enable_suspend=True,
+            input=create_input(sys.stdin),
+            output=output,
         )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def read(self) -> str:
         """Read a question; notes that come meanwhile are shown above it.

@@ -123,19 +123,12 @@ class Talk:
             yield Lines()
             return
         from shardhub.cli.chat.editor import Editor  # takes a fifth of a second
-        from shardhub.cli.chat.keyboard import Interrupts, unseen
+        from shardhub.cli.chat.keyboard import Keyboard
 
-        interrupts = Interrupts()
-
-        @contextmanager
-        def answering() -> Iterator[None]:
-            with unseen(), interrupts.armed():
-                yield
-
-        self._view, self._answering = WrappedAnswer, answering
         history = History() if self._keeps_history else None
-        with interrupts.handled(), Editor(history, sorted(self._commands.names)) as editor:
-            yield editor
+        with Keyboard() as keyboard:
+            self._view, self._answering = WrappedAnswer, keyboard.answering
+            yield Editor(history, sorted(self._commands.names))
 
 
 def _show(turn: Turn, view: AnswerView, answering: AbstractContextManager[None] | None = None) -> None:

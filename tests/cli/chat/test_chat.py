@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 
 from tests import cut, nodes, scripted
 from tests.terminals import ALT_ENTER, CTRL_A, CTRL_C, CTRL_D, END_TIMEOUT_S, ENTER, LEFT, UP, Terminal, pasted
-from tests.waiting import wait_until
 
 FOX = "The quick brown fox jumps over the lazy dog, again and again, until everybody in the world has seen it."
 WIDE = (
@@ -58,7 +58,7 @@ def chat(pipeline, node, tmp_path) -> Callable[..., Terminal]:
 
 def ready(terminal: Terminal, times: int = 1) -> None:
     """Wait for a prompt, after this many others with their inputs."""
-    wait_until(lambda: sum(row.startswith(">") for row in terminal.rows) == times and terminal.rows[-1] == ">")
+    terminal.waits_for(lambda rows: rows[-1] == ">" and sum(row.startswith(">") for row in rows) == times)
 
 
 def say(terminal: Terminal, text: str, times: int) -> None:
@@ -84,6 +84,8 @@ def test_what_is_one_question(chat, tmp_path) -> None:
         say(terminal, "//help", 5)
         say(terminal, "/etc/hosts is a file", 6)
         asked = saved(terminal, tmp_path / "chat.json", 7)[::2]
+        terminal.type(pasted("\u65e5" * 1500) + ENTER)
+        terminal.sees("/clear begins a new conversation.")
     assert asked == ["one\ntwo\n\n/help", "a\nb", "c\nd", "0123", "/help", "/etc/hosts is a file"]
 
 
@@ -234,29 +236,41 @@ def test_reasoning_is_dim(chat, tmp_path) -> None:
         assert {*CODES.findall(terminal.written)} <= {"\x1b[0m"}
 
 
-def test_events_stand_on_lines_of_their_own(pipeline, tmp_path) -> None:
-    """A node that is lost and comes back in mid-answer is reported between words; the answer is whole."""
+def test_events_stand_on_lines_of_their_own(pipeline) -> None:
+    """A lost node is reported above what is typed, and in mid-answer between words; the answer goes on whole."""
     folders = [pipeline.parent / name for name in ("m-shard-0", "m-shard-1")]
-    node = nodes.Node(*folders).wait_ready()
-    started = [node]
+    started = [nodes.Node(*folders).wait_ready()]
+    address = started[0].address
+
+    def again() -> None:
+        started.append(nodes.Node(*folders, options=("--port", address.rpartition(":")[2])).wait_ready())
+
     try:
-        with Terminal("chat", pipeline, "--node", node.address, "--no-local", "--no-history", lines=300) as terminal:
+        with Terminal("chat", pipeline, "--node", address, "--no-local", "--no-history", lines=200) as terminal:
             ready(terminal)
-            terminal.type("next_long_end" + ENTER)
+            terminal.type("next_long")
+            terminal.sees("> next_long")
+            started[-1].kill()
+            terminal.sees("are lost")
+            terminal.sees("\n> next_long")
+            again()
+            terminal.type("_end" + ENTER)
             terminal.sees("word10 ")
-            node.kill()
-            terminal.sees(" lost")
-            started.append(nodes.Node(*folders, options=("--port", node.address.rpartition(":")[2])).wait_ready())
+            started[-1].kill()
+            terminal.sees("are lost", 2)
+            again()
             terminal.sees("word90 ")
             terminal.type(CTRL_C)
             ready(terminal, 2)
             rows = terminal.rows
     finally:
         nodes.stop_all(started)
-    answer = rows[next(number for number, row in enumerate(rows) if row.startswith(">")) + 1 : -2]
+    asked = rows.index("> next_long_end")
+    assert any("are lost" in row for row in rows[:asked])
+    answer = rows[asked + 1 : -2]
     words = " ".join(row for row in answer if row.startswith("word")).split()
     assert words == [f"word{number}" for number in range(len(words))]
-    assert any(" lost" in row for row in answer)
+    assert any("are lost" in row for row in answer)
 
 
 def test_terminated_chat_restores_the_terminal(chat) -> None:
@@ -286,6 +300,17 @@ def test_dumb_terminals_get_no_control_sequences(chat) -> None:
         terminal.type(CTRL_D)
         assert terminal.process.wait(END_TIMEOUT_S) == 0
     assert "\x1b[2m" not in terminal.written
+    assert "?2004" not in terminal.written
+
+
+def test_answers_into_a_pipe_are_plain(chat) -> None:
+    """Where only the input is a terminal, prompts stay out of the output, which is as the model writes it."""
+    with chat(stdout=subprocess.PIPE, text=True) as terminal:
+        terminal.waits_for(lambda rows: rows[-1] == ">")
+        terminal.type("next_thought_end" + ENTER)
+        terminal.sees("tokens/s")
+        terminal.type("/bye" + ENTER)
+        assert terminal.process.communicate() == ("".join(SCRIPTS[scripted.go("thought")]) + "\n", None)
     assert "?2004" not in terminal.written
 
 
