@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +34,8 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
 _lock = threading.RLock()
 # Whether the answer on stdout has an unfinished line.
 _is_line_open = False
+# Shapes a note before it is printed.
+_shape: Callable[[str], str] = str
 # Whether a person is typing, at a prompt that shows notes above itself.
 _is_prompting = False
 # The status line, of which a terminal has one.
@@ -54,7 +56,7 @@ def note(text: str) -> None:
     Settings in the text are shown as options.
     """
     global _is_line_open
-    text = with_flags(text)
+    text = _shape(with_flags(text))
     with _lock:
         is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
         if _line is not None:
@@ -86,6 +88,17 @@ def end_answer(wrapper: AnswerWrapper | None = None, *, is_dim: bool = False) ->
         _write(wrapper.finish() if wrapper is not None else "", is_dim=is_dim)
         print(flush=True)
         _is_line_open = False
+
+
+@contextmanager
+def shaped_notes(shape: Callable[[str], str]) -> Iterator[None]:
+    """Have notes shaped while the block runs, such as wrapped between words."""
+    global _shape
+    _shape = shape
+    try:
+        yield
+    finally:
+        _shape = str
 
 
 @contextmanager

@@ -73,6 +73,12 @@ class WrappedAnswer:
             write_answer("Thinking...\n", is_dim=self._is_dim)
 
 
+def wrapped(text: str) -> str:
+    """A whole text, wrapped between words."""
+    wrapper = Wrapper(columns)
+    return wrapper.feed(text) + wrapper.finish()
+
+
 def columns() -> int:
     """The terminal's width now."""
     return os.get_terminal_size(sys.stdout.fileno()).columns or _COLUMNS

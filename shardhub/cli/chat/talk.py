@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
-from shardhub.cli.chat.answers import AnswerView, PlainAnswer, WrappedAnswer
+from shardhub.cli.chat.answers import AnswerView, PlainAnswer, WrappedAnswer, wrapped
 from shardhub.cli.chat.commands import ChatCommands, Left
 from shardhub.cli.chat.lines import Lines
 from shardhub.cli.chat.typed import is_command, question_of
 from shardhub.cli.run import print_error
-from shardhub.cli.terminal import note
+from shardhub.cli.terminal import note, shaped_notes
 from shardhub.errors import ContextExceeded, PromptError, ShardhubError
 from shardhub.usecases.conversation import Conversation, Turn
 from shardhub.usecases.history import History
@@ -126,7 +126,7 @@ class Talk:
         from shardhub.cli.chat.keyboard import Keyboard
 
         history = History() if self._keeps_history else None
-        with Keyboard() as keyboard:
+        with Keyboard() as keyboard, shaped_notes(wrapped):
             self._view, self._answering = WrappedAnswer, keyboard.answering
             yield Editor(history, sorted(self._commands.names))
 

@@ -91,8 +91,8 @@ class Wrapper:
         start = self._column
         for blank in lead:
             start += 1 if blank == " " else _TAB - start % _TAB
-        if self._column and start + self._word_width > self._columns():
-            lead, start, self._is_continued = "\n", 0, True
+        if start + self._word_width > self._columns():
+            lead, start, self._is_continued = "\n" if self._column else "", 0, True
         text = breaks + lead + self._word
         self._column, self._is_begun = start + self._word_width, True
         self._num_breaks, self._blanks, self._word, self._word_width, self._last = 0, "", "", 0, ""

@@ -271,6 +271,7 @@ def test_events_stand_on_lines_of_their_own(pipeline) -> None:
     words = " ".join(row for row in answer if row.startswith("word")).split()
     assert words == [f"word{number}" for number in range(len(words))]
     assert any("are lost" in row for row in answer)
+    assert "The node at" in " ".join(answer)
 
 
 def test_terminated_chat_restores_the_terminal(chat) -> None:

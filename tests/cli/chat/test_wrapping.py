@@ -45,6 +45,7 @@ def test_wide_characters_count_twice(text, columns, size) -> None:
     [
         ("for x in y:\n    go(x)", 40, "for x in y:\n    go(x)"),
         ("    indented code stays", 14, "    indented\ncode stays"),
+        ("        deep", 9, "deep"),
         ("two  blanks", 40, "two  blanks"),
         ("a\n\nb\n\n", 40, "a\n\nb"),
         ("\n\na", 40, "a"),
