@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -18,6 +19,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +31,10 @@ ROOT = Path(__file__).parents[1]
 _PRELOADED = (
     *("transformers.models.auto.tokenization_auto", "transformers", "huggingface_hub.file_download", "jinja2"),
     *("shardhub.cli.app", "shardhub.engine.engine", "shardhub.node.servicer", "shardhub.hub.fetch"),
-    *("shardhub.gateway.app", "uvicorn"),
+    *("shardhub.gateway.app", "uvicorn", "prompt_toolkit.shortcuts", "wcwidth"),
 )
-# Variables that may differ between the server and a fork: only shardhub and pytest read them.
-_OURS = ("SHARDHUB_", "PYTEST_")
+# Variables that may differ between the server and a fork: only shardhub, pytest and terminals read them.
+_OURS = ("SHARDHUB_", "PYTEST_", "TERM", "NO_COLOR")
 _SET_CHILD_SUBREAPER = 36
 # More files than the server ever has open.
 _MOST_FDS = 1024
@@ -45,11 +47,13 @@ def popen(arguments: list[str], *, env: dict[str, str] | None = None, **options:
     Args:
         arguments: Of the command.
         env: Its whole environment; this process's without it.
-        options: More for `Popen`.
+        options: More for `Popen`; with `start_new_session` a terminal on standard input controls the session.
     """
     env = dict(os.environ) if env is None else env
     server = _server() if "preexec_fn" not in options else None
     if server is None or not server.is_like(env):
+        if options.get("start_new_session"):
+            options["preexec_fn"] = _take_terminal
         return subprocess.Popen([*_COMMAND, *arguments], env=env, **options)
     return _Forked([*_COMMAND, *arguments], env=env, **options)
 
@@ -69,6 +73,10 @@ def run(arguments: list[str], *, stdin: str, timeout: float, env: dict[str, str]
 class _Forked(subprocess.Popen[Any]):
     """A process forked by the server."""
 
+    def __init__(self, *args: Any, start_new_session: bool = False, **options: Any) -> None:
+        self._has_session = start_new_session
+        super().__init__(*args, **options)
+
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
         close_fds, pass_fds, cwd, env, _, _, shell, *pipes = rest[:13]
         assert close_fds
@@ -78,7 +86,13 @@ class _Forked(subprocess.Popen[Any]):
         assert server is not None
         streams = [theirs if theirs != -1 else own for own, theirs in enumerate((p2cread, c2pwrite, errwrite))]
         try:
-            self.pid = server.fork(list(args[len(_COMMAND) :]), cwd=os.fspath(cwd or os.getcwd()), env=env, fds=streams)
+            self.pid = server.fork(
+                list(args[len(_COMMAND) :]),
+                cwd=os.fspath(cwd or os.getcwd()),
+                env=env,
+                fds=streams,
+                has_session=self._has_session,
+            )
             self._child_created = True
         finally:
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -106,9 +120,15 @@ class _Server:
         """Whether this environment imports packages as the server's does."""
         return _comparable(env) == self._env
 
-    def fork(self, arguments: list[str], *, cwd: str, env: dict[str, str], fds: list[int]) -> int:
-        """Fork a process; returns its id, as a child of this process."""
-        request = json.dumps({"arguments": arguments, "cwd": cwd, "env": env}).encode()
+    def fork(
+        self, arguments: list[str], *, cwd: str, env: dict[str, str], fds: list[int], has_session: bool = False
+    ) -> int:
+        """Fork a process; returns its id, as a child of this process.
+
+        Args:
+            has_session: Whether it gets a session of its own, controlled by its standard input if that is a terminal.
+        """
+        request = json.dumps({"arguments": arguments, "cwd": cwd, "env": env, "has_session": has_session}).encode()
         with self._lock:
             _adopt_orphans(True)
             try:
@@ -143,6 +163,12 @@ def _adopt_orphans(is_adopting: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
+def _take_terminal() -> None:
+    """Let the terminal on standard input, if there is one, control this session: Ctrl-C there ends this process."""
+    if os.isatty(0):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def _comparable(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(_OURS)}
 
@@ -165,11 +191,15 @@ class _Program:
     cwd: str
     env: dict[str, str]
     fds: list[int]
+    has_session: bool
 
     def run(self) -> None:
         """Become the program."""
         for own, theirs in enumerate(self.fds):
             os.dup2(theirs, own)
+        if self.has_session:
+            os.setsid()
+            _take_terminal()
         os.closerange(len(self.fds), _MOST_FDS)
         os.chdir(self.cwd)
         os.environ.clear()
@@ -192,7 +222,7 @@ def _serve(connection: socket.socket) -> _Program | None:
         if parent == 0:
             pid = os.fork()
             if pid == 0:
-                return _Program(request["arguments"], request["cwd"], request["env"], fds)
+                return _Program(fds=fds, **request)
             # With the end of its parent the process becomes the tests' child.
             os.write(theirs, pid.to_bytes(4, "big"))
             os._exit(0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from shardhub.cli.setting_names import with_flags
 from shardhub.errors import UsageError
@@ -27,10 +29,25 @@ _LONG_PROMPT = 256
 _BAR_WIDTH = 24
 _ITEM_WIDTH = 48
 _UPLOADING = "uploading"
+_DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
+# Lines are written whole: notes come from other threads than the answer.
+_lock = threading.RLock()
 # Whether the answer on stdout has an unfinished line.
 _is_line_open = False
+# Shapes a note before it is printed.
+_shape: Callable[[str], str] = str
+# Whether a person is typing, at a prompt that shows notes above itself.
+_is_prompting = False
 # The status line, of which a terminal has one.
 _line: _Line | None = None
+
+
+class AnswerWrapper(Protocol):
+    """Wraps an answer between words; see `shardhub.cli.chat.wrapping`."""
+
+    def feed(self, text: str) -> str: ...
+    def finish(self) -> str: ...
+    def begin_line(self) -> None: ...
 
 
 def note(text: str) -> None:
@@ -38,27 +55,79 @@ def note(text: str) -> None:
 
     Settings in the text are shown as options.
     """
-    text = with_flags(text)
-    is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
+    global _is_line_open
+    text = _shape(with_flags(text))
+    with _lock:
+        is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
+        if _line is not None:
+            _line.clear()
+        print(f"\n{text}" if is_shared else text, file=sys.stderr, flush=True)
+        _is_line_open = _is_line_open and not is_shared
+
+
+def write_answer(text: str, wrapper: AnswerWrapper | None = None, *, is_dim: bool = False) -> None:
+    """Write a piece of an answer to stdout, and flush it.
+
+    Args:
+        text: The piece.
+        wrapper: Wraps the answer; a word is then written once it is whole, so that a note never breaks it.
+        is_dim: Whether the terminal is to show it dimmed.
+    """
+    with _lock:
+        if wrapper is not None:
+            if not _is_line_open:
+                wrapper.begin_line()
+            text = wrapper.feed(text)
+        _write(text, is_dim=is_dim)
+
+
+def end_answer(wrapper: AnswerWrapper | None = None, *, is_dim: bool = False) -> None:
+    """End an answer's last line; arguments as for `write_answer`."""
+    global _is_line_open
+    with _lock:
+        _write(wrapper.finish() if wrapper is not None else "", is_dim=is_dim)
+        print(flush=True)
+        _is_line_open = False
+
+
+@contextmanager
+def shaped_notes(shape: Callable[[str], str]) -> Iterator[None]:
+    """Have notes shaped while the block runs, such as wrapped between words."""
+    global _shape
+    _shape = shape
+    try:
+        yield
+    finally:
+        _shape = str
+
+
+@contextmanager
+def prompting(above: AbstractContextManager[object]) -> Iterator[None]:
+    """Say that a person is typing while the block runs: no status line is shown.
+
+    Args:
+        above: Has what is printed meanwhile shown above the prompt; entered and left between two notes.
+    """
+    global _is_prompting
+    with _lock:
+        above.__enter__()
+        _is_prompting = True
+    try:
+        yield
+    finally:
+        with _lock:
+            _is_prompting = False
+            above.__exit__(None, None, None)
+
+
+def _write(text: str, *, is_dim: bool) -> None:
+    global _is_line_open
     if _line is not None:
         _line.clear()
-    print(f"\n{text}" if is_shared else text, file=sys.stderr, flush=True)
-
-
-def write_answer(text: str) -> None:
-    """Write a piece of an answer to stdout, and flush it."""
-    global _is_line_open
-    sys.stdout.write(text)
+    sys.stdout.write(f"{_DIM}{text}{_PLAIN}" if text and is_dim else text)
     sys.stdout.flush()
     if text:
         _is_line_open = not text.endswith("\n")
-
-
-def end_answer() -> None:
-    """End an answer's last line."""
-    global _is_line_open
-    print(flush=True)
-    _is_line_open = False
 
 
 def ask(question: str) -> bool | None:
@@ -95,7 +164,6 @@ class Terminal:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._is_terminal = sys.stderr.isatty()
         self._activity = ""
         self._copy = ""
@@ -114,8 +182,8 @@ class Terminal:
         from rich.text import Text
 
         name = activity.partition(":")[0]
-        with self._lock:
-            if self._is_terminal:
+        with _lock:
+            if self._can_draw:
                 _shown_line().show(Text(activity, no_wrap=True, overflow="ellipsis")) if activity else _cleared()
             elif name and name != self._activity:
                 note(activity)
@@ -123,19 +191,24 @@ class Terminal:
 
     def progress(self, state: Progress) -> None:
         """Show progress."""
-        with self._lock:
+        with _lock:
             if state.activity != self._copy or state.share < self._shown_share:
                 self._copy, self._began_at, self._began_share = state.activity, time.monotonic(), state.share
                 self._shown_share = self._shown_at = 0.0
-            if self._is_terminal:
+            if self._can_draw:
                 self._draw(state)
-            elif state.unit == "bytes" and state.share - self._shown_share >= _REPORT_SHARE:
+            elif not self._is_terminal and state.unit == "bytes" and state.share - self._shown_share >= _REPORT_SHARE:
                 note(f"{state.share:.0%} of {size_text(state.total)}")
                 self._shown_share = state.share
 
     def ask(self, question: str) -> bool | None:
         """Ask on the terminal; None without one."""
         return ask(question)
+
+    @property
+    def _can_draw(self) -> bool:
+        """Whether a status line has a place: not in an answer's line, nor where a person types."""
+        return self._is_terminal and not (_is_line_open or _is_prompting)
 
     def _draw(self, state: Progress) -> None:
         if state.unit == "tokens" and state.total <= _LONG_PROMPT:

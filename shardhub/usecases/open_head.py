@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from shardhub.chain.drafts import prompt_lookup, why_limited
 from shardhub.chain.head import Head as ChainHead
-from shardhub.chain.head import Piece, Timing
+from shardhub.chain.head import Piece
 from shardhub.chain.request import Request
-from shardhub.errors import HeadClosed, PromptError, RouteError, UsageError
+from shardhub.errors import HeadClosed, RouteError, UsageError
+from shardhub.gateway.segmenters import Segmenters
 from shardhub.parameters import SamplingParameters
-from shardhub.setting_checks import check_argument
-from shardhub.usecases.answer import GREEDY, Answer, HeadStatus, Prompt, Sampling, ScoredToken, StagesAt, Usage
+from shardhub.usecases.answer import GREEDY, Answer, HeadStatus, Prompt, Sampling, ScoredToken, StagesAt
 from shardhub.usecases.block import Block
-from shardhub.usecases.forwarding import prompt_of
+from shardhub.usecases.collected import Collected
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.start_head import HeadSettings, Starting
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -30,7 +30,7 @@ T = TypeVar("T")
 class AnswerStream:
     """Iterator over the pieces of an answer; cancel it by `close`, as leaving the loop does not end it."""
 
-    def __init__(self, pieces: Generator[Piece, None, None], collected: _Collected) -> None:
+    def __init__(self, pieces: Generator[Piece, None, None], collected: Collected) -> None:
         self._pieces = pieces
         self._collected = collected
 
@@ -49,11 +49,16 @@ class AnswerStream:
         """The answer so far, complete after the last piece."""
         return self._collected.answer()
 
+    @property
+    def opening(self) -> str:
+        """What the chat template wrote after the last message; known once there is a piece, empty for other prompts."""
+        return self._collected.opening
+
 
 class AsyncAnswerStream:
     """Asynchronous iterator over the pieces of an answer; cancel it by `aclose`."""
 
-    def __init__(self, pieces: AsyncGenerator[Piece, None], collected: _Collected) -> None:
+    def __init__(self, pieces: AsyncGenerator[Piece, None], collected: Collected) -> None:
         self._pieces = pieces
         self._collected = collected
 
@@ -71,6 +76,11 @@ class AsyncAnswerStream:
     def answer(self) -> Answer:
         """The answer so far, complete after the last piece."""
         return self._collected.answer()
+
+    @property
+    def opening(self) -> str:
+        """What the chat template wrote after the last message; known once there is a piece, empty for other prompts."""
+        return self._collected.opening
 
 
 class AsyncHead:
@@ -113,7 +123,7 @@ class AsyncHead:
 
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AsyncAnswerStream:
         """Answer a prompt piece by piece; arguments and errors as for `answer`."""
-        collected = _Collected(sampling)
+        collected = Collected(sampling)
         return AsyncAnswerStream(self._pieces(collected, prompt, raw=raw), collected)
 
     async def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
@@ -160,7 +170,12 @@ class AsyncHead:
             inexact=head.inexact,
         )
 
-    async def _pieces(self, collected: _Collected, prompt: Prompt, *, raw: bool) -> AsyncGenerator[Piece, None]:
+    @cached_property
+    def segmenters(self) -> Segmenters:
+        """Makes segmenters, which tell the model's reasoning from its answers."""
+        return Segmenters(self._head.tokenizer)
+
+    async def _pieces(self, collected: Collected, prompt: Prompt, *, raw: bool) -> AsyncGenerator[Piece, None]:
         self._check()
         async with aclosing(collected.run(self._head, prompt, self._watcher, raw=raw)) as pieces:
             async for piece in pieces:
@@ -202,7 +217,7 @@ class Head:
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AnswerStream:
         """Answer a prompt piece by piece; see `AsyncHead.answer`."""
         self._head._check_open()
-        collected = _Collected(sampling)
+        collected = Collected(sampling)
         pieces = self._loop.iterate(self._head._pieces(collected, prompt, raw=raw))
         return AnswerStream(_until_closed(pieces), collected)
 
@@ -217,6 +232,11 @@ class Head:
             return self._head.status()
 
         return self._wait(read)
+
+    @property
+    def segmenters(self) -> Segmenters:
+        """Makes segmenters, which tell the model's reasoning from its answers."""
+        return self._head.segmenters
 
     def _wait(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         self._head._check_open()
@@ -308,81 +328,6 @@ def open_head(settings: HeadSettings | str | Path, watcher: Watcher = SILENT) ->
         NotFound, AccessError, HubUnreachable: The pipeline cannot be fetched.
     """
     return OpenHead(HeadSettings.of(settings), watcher)
-
-
-class _Collected:
-    """Collects an answer as it comes."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        check_argument("sampling", sampling, Sampling)
-        self._sampling = sampling.with_seed()
-        self._timing = Timing()
-        self._pieces: list[Piece] = []
-
-    async def run(self, head: ChainHead, prompt: Prompt, watcher: Watcher, *, raw: bool) -> AsyncGenerator[Piece, None]:
-        sampling = self._sampling
-        if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.capacity.max_context)):
-            watcher.note(why)
-        answer = head.answer(
-            await asyncio.to_thread(_ids, head, prompt, raw=raw),
-            sampling.parameters(),
-            max_tokens=sampling.max_tokens,
-            stops=sampling.stop,
-            drafter=prompt_lookup(num_drafts=sampling.draft) if sampling.draft else None,
-            timing=self._timing,
-            progress=prompt_of(watcher),
-        )
-        async with aclosing(answer):
-            async for piece in answer:
-                self._pieces.append(piece)
-                yield piece
-
-    def answer(self) -> Answer:
-        timing = self._timing
-        return Answer(
-            text="".join(piece.text for piece in self._pieces),
-            tokens=tuple(piece.token for piece in self._pieces if piece.token is not None),
-            finish=self._pieces[-1].finish if self._pieces else None,
-            seed=self._sampling.seed or 0,
-            usage=Usage(
-                num_prompt=timing.num_prompt,
-                num_reused=timing.num_reused,
-                num_generated=timing.num_generated,
-                num_drafted=timing.num_drafted,
-                num_accepted=timing.num_accepted,
-                num_recoveries=timing.num_recoveries,
-                is_exact=timing.is_exact,
-                first_token_s=timing.first_token_s,
-                total_s=timing.total_s,
-                tokens_per_s=timing.tokens_per_s,
-            ),
-        )
-
-
-def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
-    """Convert a prompt to token ids.
-
-    Raises:
-        PromptError: The prompt is empty, mixes messages and ids, or a message lacks its role or content.
-    """
-    if isinstance(prompt, str):
-        if raw:
-            return head.tokenizer.encode(prompt)
-        return head.tokenizer.render_chat([{"role": "user", "content": prompt}]).ids
-    hint = 'Give text, or messages such as {"role": "user", "content": "Hello"}.'
-    parts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray) else None
-    ids = [part for part in parts or () if isinstance(part, int) and not isinstance(part, bool)]
-    messages = [dict(part) for part in parts or () if isinstance(part, Mapping)]
-    if not parts or len(ids) + len(messages) != len(parts) or (ids and messages):
-        is_empty = parts is not None and not parts
-        why = "It is empty." if is_empty else "It is neither text, nor messages of a chat, nor token ids."
-        raise PromptError("The prompt cannot be read.", why=why, hint=hint)
-    for index, message in enumerate(messages):
-        for field in ("role", "content"):
-            # A message that calls tools may have nothing else to say.
-            if message.get(field) is None and not (field == "content" and message.get("tool_calls")):
-                raise PromptError("The prompt cannot be read.", why=f"Message {index} has no {field}.", hint=hint)
-    return ids or head.tokenizer.render_chat(messages).ids
 
 
 def _stages_at(row: Mapping[str, Any]) -> StagesAt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import Annotated
 
@@ -18,10 +17,8 @@ from shardhub.cli.options import (
     System,
     head_settings,
 )
-from shardhub.cli.prompts import system_messages
-from shardhub.cli.run import print_error
-from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
-from shardhub.errors import PromptError
+from shardhub.cli.prompts import typed_text
+from shardhub.cli.terminal import Terminal
 
 
 @flags("Tokens")
@@ -36,66 +33,36 @@ class ChatSamplingFlags(SamplingFlags):
 
 
 @flags("Prompt")
-class SystemFlags:
-    """The text before the conversation."""
+class ChatFlags:
+    """The text before the conversation, and whether questions are remembered."""
 
     system: System = None
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Neither read nor keep the questions of other chats.")
+    ] = False
 
 
 def chat(
     pipeline: PipelineFlags,
-    opening: SystemFlags,
+    opening: ChatFlags,
     nodes: NodeFlags,
     tokens: ChatSamplingFlags,
     recovery: RecoveryFlags,
     local: LocalFlags,
     output: Debugging,
 ) -> int:
-    """Chat with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    """Chat with the model. Ctrl-C stops an answer, /help lists the commands, Ctrl-D ends the chat."""
+    from shardhub.cli.chat.talk import Talk, answer_pipe
+    from shardhub.usecases.conversation import Conversation
     from shardhub.usecases.open_head import open_head
 
     settings = head_settings(pipeline.named("chat"), nodes, local, recovery=recovery)
-    sampling = tokens.sampling().with_seed()
-    first = system_messages(opening.system)
-    messages = list(first)
-    with contextlib.suppress(ImportError):  # line editing and history, where Python has it
-        import readline  # noqa: F401
+    sampling = tokens.sampling()
+    system = typed_text(opening.system or "")
     with open_head(settings, Terminal()) as head:
-        note("Ctrl-C stops an answer, /new starts over, Ctrl-D ends the chat.")
-        while (line := _read_line()) is not None:
-            if not line.strip():
-                continue
-            if line.strip() == "/new":
-                messages = list(first)
-                continue
-            messages.append({"role": "user", "content": line})
-            stream = head.stream(messages, sampling)
-            try:
-                for piece in stream:
-                    write_answer(piece.text)
-                end_answer()
-                note(stream.answer.usage.summary)
-            except KeyboardInterrupt:
-                stream.close()
-                end_answer()
-                note("stopped")
-            except PromptError as error:
-                print_error(error)
-                messages.pop()
-                continue
-            messages.append({"role": "assistant", "content": stream.answer.text})
+        conversation = Conversation(head, sampling, system=system)
+        if sys.stdin.isatty():
+            Talk(head, conversation, keeps_history=not opening.no_history).run()
+        else:
+            answer_pipe(conversation)
     return 0
-
-
-def _read_line() -> str | None:
-    """The next line of input; None at its end. Ctrl-C at the prompt discards the line."""
-    while True:
-        try:
-            return input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            if sys.stdin.isatty():
-                print()
-            return None
-        except KeyboardInterrupt:
-            print()
-            note("Ctrl-D ends the chat.")
