@@ -108,7 +108,7 @@ def make_transport() -> httpx2.BaseTransport:
             try:
                 return transport.handle_request(request)
             except (httpx2.NetworkError, httpx2.TimeoutException) as error:
-                # Of some calls the client would repeat each of our tries by itself, for minutes. An upload's parts it may.
+                # The client would repeat each try of a listing by itself, for minutes; the parts of an upload it may.
                 if request.method != "GET" and not is_lasting(error):
                     raise
                 raise httpx2.TransportError(str(error), request=request) from error

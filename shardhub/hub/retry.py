@@ -103,7 +103,7 @@ def reason(error: Exception) -> str:
 
 
 def original(error: Exception) -> Exception:
-    """The error that our transport raised in another form, so that the client does not repeat a call; else the error."""
+    """The error that our transport has put into another one so that the client does not retry; else the error."""
     import httpx2
 
     cause = error.__cause__
