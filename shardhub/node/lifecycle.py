@@ -45,6 +45,8 @@ SERVICE = "shardhub.v1.Node"
 _DRAIN_POLL_S = 0.05
 # Seconds for calls in progress, once sessions have ended or the drain time is over.
 _STOP_GRACE_S = 1.0
+# The same if another node takes over the address, which is away for so long. What is left are heads' idle streams.
+_RETIRE_GRACE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,7 @@ async def run_node(
         if callers is not None:
             callers.close()
         await servicer.close()
-        await server.stop(_STOP_GRACE_S)
+        await server.stop(_RETIRE_GRACE_S if stopping.is_retired else _STOP_GRACE_S)
         if engine is not None:
             engine.stop()
 
@@ -273,6 +275,11 @@ class Stopping:
     def is_asked(self) -> bool:
         return self._asked.is_set()
 
+    @property
+    def is_retired(self) -> bool:
+        """Whether the node ends for another to take over its address, and no person has asked."""
+        return self._retire_s is not None and not self._count
+
     async def wait(self) -> None:
         await self._asked.wait()
 
@@ -293,7 +300,7 @@ class Stopping:
 
     def drain_s(self, usual_s: float) -> float:
         """How long sessions may take to end."""
-        return usual_s if self._retire_s is None or self._count else self._retire_s
+        return self._retire_s if self._retire_s is not None and self.is_retired else usual_s
 
     def ask(self, number: int = signal.SIGTERM) -> None:
         """Request a stop, as a signal would."""

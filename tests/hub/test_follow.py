@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 
 import shardhub
 from shardhub.chain.links import describe
+from shardhub.errors import NodeLoading
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, encode
 from shardhub.naming import MANIFEST_FILE
@@ -120,6 +121,9 @@ def test_new_revision_is_served_once_the_sessions_end(versions: Versions) -> Non
             assert pieces
             assert stream.answer.usage.num_recoveries == 0
             assert stream.answer.tokens[: len(expected)] == expected
+        seen: set[str] = set()
+        wait_until(lambda: answer(address, seen) == stages(versions.new))
+        assert "loading" in seen  # the address is away for a moment only, and answers while the new stage is loaded
         wait_until(lambda: digests(node) == stages(versions.new))
         assert node.address == address
         assert notes.has("is served once the present sessions have ended")
@@ -150,6 +154,17 @@ def test_revision_that_cannot_be_fetched_or_loaded_leaves_the_old_one(versions: 
         wait_until(lambda: served_digests(address) == old)
         assert node.address == address
     assert node.wait() == 0
+
+
+def answer(address: str, seen: set[str]) -> list[str]:
+    """Stage digests that a node serves; empty, with the reason in `seen`, if it does not serve now."""
+    try:
+        return list(asyncio.run(describe(address)).stage.digests)
+    except NodeLoading:
+        seen.add("loading")
+    except shardhub.NodeUnreachable:
+        seen.add("away")
+    return []
 
 
 def served_digests(address: str) -> list[str]:
