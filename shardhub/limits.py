@@ -16,3 +16,5 @@ MAX_DRAFT = 32
 MAX_REFERENCE_TOKENS = 4096
 # Files that a node is asked for in one message.
 MAX_FILES_ASKED = 512
+# Addresses of other nodes that a node is told of, and keeps.
+MAX_NODES_KEPT = 64

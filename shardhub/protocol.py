@@ -5,6 +5,7 @@ The same values go to an engine in the caller's process and, as messages, over t
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -351,3 +352,22 @@ class Description:
     num_sessions: int
     host: Mapping[str, str] = field(default_factory=dict)
     load: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A node's word that it fetches a weight file from a Hub, so that others need not.
+
+    Attributes:
+        done_bytes: Bytes that it has.
+        begun: Whether the fetch has begun. Until then, of two claims the one with the higher `claim_rank` stays.
+    """
+
+    sha256: str
+    done_bytes: int
+    begun: bool
+
+
+def claim_rank(instance: bytes, sha256: str) -> bytes:
+    """The rank of a process among those that claim a file; another order for each file, so that they divide them."""
+    return hashlib.sha256(instance + bytes.fromhex(sha256)).digest()

@@ -595,6 +595,31 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/hub/test_neighbours.py::test_a_neighbour_that_stays_busy_leaves_it_to_the_hub",
         ),
         (
+            "nodes that need the same file at one moment",
+            "fetched from the Hub once",
+            "tests/hub/test_turns.py::test_each_file_comes_from_the_hub_once",
+        ),
+        (
+            "neighbour that says it fetches a file, and does not come further",
+            "fetched here",
+            "tests/hub/test_turns.py::test_who_does_not_come_further_is_not_waited_for",
+        ),
+        (
+            "neighbour that says it has more of a file than there is",
+            "fetched here",
+            "tests/hub/test_turns.py::test_who_claims_more_bytes_than_a_file_has_is_not_waited_for",
+        ),
+        (
+            "neighbour that leaves while it fetches a file",
+            "fetched here",
+            "tests/hub/test_turns.py::test_who_leaves_is_not_waited_for",
+        ),
+        (
+            "damaged list of known nodes",
+            "counts as empty",
+            "tests/hub/test_known_nodes.py::test_what_somebody_else_wrote_there_counts_as_nothing",
+        ),
+        (
             "fetch from a neighbour killed",
             "the next run takes the rest",
             "tests/hub/test_neighbours.py::test_a_kill_in_mid_transfer_is_finished_by_the_next_run",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.chain.assignment import LocalStages, NodeStages, assign_stages, stages_of
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
+from shardhub.chain.introductions import introduce_nodes
 from shardhub.chain.links import NodeDialer
 from shardhub.chain.local_link import LocalLink
 from shardhub.chain.membership import Membership
@@ -220,6 +221,10 @@ class Head:
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
         """Add nodes that are named later, as long as the head runs; see `Membership.follow`."""
         self._tasks.append(asyncio.create_task(self.membership.follow(named)))
+
+    def introduce_nodes(self) -> None:
+        """Tell the nodes of each other as long as the head runs, so that they hand each other weight files."""
+        self._tasks.append(asyncio.create_task(introduce_nodes(self.chain)))
 
     @property
     def served(self) -> tuple[ServedStages, ...]:

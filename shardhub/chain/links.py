@@ -29,6 +29,7 @@ from shardhub.protocol import (
 from shardhub.security.trust import PLAIN, Security
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.files import introduce
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
 from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import ChannelOpener, open_channel, while_trusted
@@ -222,6 +223,12 @@ class NodeLink:
         message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
         reply = await self._unary(self._stub.Probe, message, f"probe the connection to {address}")
         return HopSpeed(round_trip_s=reply.round_trip_s, bytes_per_s=reply.bytes_per_s)
+
+    async def introduce(self, addresses: Sequence[str]) -> None:
+        if self._channel is None or self._is_lost:
+            raise NodeLost(f"The link to {self.name} is broken.")
+        with self._ended_calls():
+            await introduce(self._channel, self.name, addresses)
 
     def send(self, step: Step) -> None:
         if self._is_lost or step.lane not in self._outboxes:

@@ -106,6 +106,13 @@ class RemoteLink(StageLink, Protocol):
             ChainError: The node cannot reach the other node.
         """
 
+    async def introduce(self, addresses: Sequence[str]) -> None:
+        """Tell the node where others of its cluster are, so that it can ask them for weight files.
+
+        Raises:
+            ChainError: The node does not answer.
+        """
+
 
 class Dialer(Protocol):
     """Connects a head to nodes."""

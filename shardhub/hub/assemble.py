@@ -13,6 +13,7 @@ from shardhub.checkpoint.header import ByteSource
 from shardhub.errors import FormatError
 from shardhub.hub.listed import NUM_CONTENT_TRIES
 from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.hub.traffic import Place
 from shardhub.source_ranges import Assembly, FileRange, RangePlace
 
 # Weight files that are assembled or hashed at once: each takes a connection and a window.
@@ -51,6 +52,7 @@ class AssembledFile:
     """
 
     num_tries = NUM_CONTENT_TRIES
+    kind = Place.SOURCE
 
     def __init__(self, name: str, assembly: Assembly, source: PinnedRepo, shard: PinnedRepo) -> None:
         self.name = f"{name} (assembled from {source.repo})"

@@ -23,6 +23,7 @@ from shardhub.errors import (
 from shardhub.hub.cache import Cache
 from shardhub.hub.listed import NUM_CONTENT_TRIES
 from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.hub.traffic import Place, Traffic
 from shardhub.locks import locked
 from shardhub.whole_files import sync_folder
 
@@ -40,11 +41,13 @@ class Origin(Protocol):
     Attributes:
         name: File and place, for messages.
         place: The place alone: a repo, or a node's address.
+        kind: What kind of place that is.
         num_tries: How often the whole file is taken from there before its bytes count as wrong.
     """
 
     name: str
     place: str
+    kind: Place
     size_bytes: int
     num_tries: int
 
@@ -65,6 +68,7 @@ class RepoFile:
     """A file in a repo, as an `Origin`."""
 
     num_tries = NUM_CONTENT_TRIES
+    kind = Place.HUB
 
     def __init__(self, repo: PinnedRepo, name: str) -> None:
         self.name = f"{repo.repo}/{name}"
@@ -97,6 +101,7 @@ def fetch_blob(
     notice: Callable[[str], None],
     progress: Callable[[int], None],
     began: Callable[[Origin], None] = lambda _: None,
+    traffic: Traffic | None = None,
 ) -> Path:
     """Fetch a file into the cache, unless it is there or another process fetches it meanwhile.
 
@@ -109,6 +114,7 @@ def fetch_blob(
         progress: Called with the bytes gained since the last call, negative if bytes had to be discarded; may raise to
             end the fetch.
         began: Called with each origin before it is read.
+        traffic: Counts the bytes that come.
 
     Raises:
         DigestMismatch: The bytes were wrong, as often as the last origin is tried.
@@ -128,13 +134,14 @@ def fetch_blob(
         if cache.has(sha256, size_bytes):
             progress(size_bytes)
             return cache.blob(sha256)
+        traffic = traffic or Traffic()
         partial = cache.partial(sha256, is_locked=is_locked)
         failures: list[ShardhubError] = []
         for number, origin in enumerate(origins, 1):
             counted = _Counted(progress)
             began(origin)
             try:
-                _complete(origin, partial, sha256, notice, counted)
+                _complete(origin, partial, sha256, notice, counted, traffic)
                 break
             except _PASSED_OVER as error:
                 failures.append(error)
@@ -169,7 +176,12 @@ class _Counted:
 
 
 def _complete(
-    origin: Origin, partial: Path, sha256: str, notice: Callable[[str], None], progress: Callable[[int], None]
+    origin: Origin,
+    partial: Path,
+    sha256: str,
+    notice: Callable[[str], None],
+    progress: Callable[[int], None],
+    traffic: Traffic,
 ) -> None:
     """Fetch the rest of a partial file, and all of it again if its bytes are wrong.
 
@@ -179,7 +191,7 @@ def _complete(
     # The first bytes may have come from elsewhere: then the origin has not been tried before it gives all of them.
     num_tries = max(origin.num_tries, 2 if partial.exists() else 1)
     for number in range(num_tries):
-        if (digest := _fetch_rest(origin, partial, progress)) == sha256:
+        if (digest := _fetch_rest(origin, partial, progress, traffic)) == sha256:
             return
         partial.unlink()
         progress(-origin.size_bytes)
@@ -194,7 +206,7 @@ def _complete(
     )
 
 
-def _fetch_rest(origin: Origin, partial: Path, progress: Callable[[int], None]) -> str:
+def _fetch_rest(origin: Origin, partial: Path, progress: Callable[[int], None], traffic: Traffic) -> str:
     """Fetch the rest of a partial file and return the sha256 of the whole; if the disk is full, the file is removed."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
     try:
@@ -208,6 +220,7 @@ def _fetch_rest(origin: Origin, partial: Path, progress: Callable[[int], None]) 
             progress(at)
             if at < origin.size_bytes:
                 for received in origin.read(at, progress):
+                    traffic.fetch(origin.kind, len(received))
                     digest.update(received)
                     rest = received
                     while len(rest):

@@ -24,6 +24,7 @@ from shardhub.hub.published_commit import pinned_by_pipeline
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.hub.snapshot import FetchProgress, Snapshot
+from shardhub.hub.traffic import Traffic
 from shardhub.locks import locked, locked_at_once
 from shardhub.manifest import (
     MAX_DOCUMENT_BYTES,
@@ -66,6 +67,7 @@ class Fetcher:
         progress: Called after every megabyte.
         limit_bytes: Size to keep the cache within, by deleting the least recently used shards.
         neighbours: Asked for weight files before the Hub is.
+        traffic: Counts the bytes of weight files.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Fetcher:
         progress: Callable[[FetchProgress], None] = lambda _: None,
         limit_bytes: int | None = None,
         neighbours: Neighbours = NOBODY,
+        traffic: Traffic | None = None,
     ) -> None:
         self.cache = cache
         self._make_api = api
@@ -85,6 +88,7 @@ class Fetcher:
         self._progress = progress
         self._limit_bytes = limit_bytes
         self._neighbours = neighbours
+        self._traffic = traffic
 
     @property
     def api(self) -> HfApi:
@@ -215,6 +219,7 @@ class Fetcher:
                         notice=self._patience.notice,
                         progress=self._progress,
                         neighbours=self._neighbours,
+                        traffic=self._traffic,
                     ).bring(digest)
                     folder = cache.finish(reference.repo, commit)
                 return folder

@@ -13,9 +13,10 @@ from shardhub.hub.assemble import NUM_AT_ONCE, AssembledFile
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import Origin, RepoFile, fetch_blob
 from shardhub.hub.hubs import named_hub
-from shardhub.hub.neighbours import NOBODY, Neighbours
+from shardhub.hub.neighbours import NOBODY, Neighbours, Turn
 from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.hub.several import in_threads
+from shardhub.hub.traffic import Place, Traffic
 from shardhub.manifest import (
     MAX_CATALOGUE_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -76,6 +77,7 @@ class Snapshot:
         progress: Called after every megabyte.
         hubs: Makes the client of another Hub that has a shard's source, from its name.
         neighbours: Asked for weight files before the Hub is.
+        traffic: Counts the bytes of weight files.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Snapshot:
         progress: Callable[[FetchProgress], None],
         hubs: Callable[[str], HfApi] = named_hub,
         neighbours: Neighbours = NOBODY,
+        traffic: Traffic | None = None,
     ) -> None:
         self._repo = repo
         self._hubs = hubs
@@ -95,6 +98,7 @@ class Snapshot:
         self._notice = notice
         self._progress = progress
         self._neighbours = neighbours
+        self._traffic = traffic or Traffic()
 
     def bring(self, digest: str | None) -> None:
         """Fetch what is missing.
@@ -185,6 +189,7 @@ class Snapshot:
                 # From another shard: the bytes are the same, but may not match this catalogue.
                 check_weight_header(cache.blob(file.sha256), file, tensors)
                 cache.link(self._folder, file.name, file.sha256)
+                self._traffic.fetch(Place.CACHE, file.size_bytes)
         total_bytes = sum(file.size_bytes for file in absent)
         self._check_room(absent, total_bytes)
         if absent:
@@ -194,21 +199,30 @@ class Snapshot:
         for file in absent:
             if (fault := faults.get(file.name)) is None:
                 continue
-            if not self._neighbours.origins(file) and (source is None or file.name not in assemblies.by_name):
+            if not self._neighbours.have(file) and (source is None or file.name not in assemblies.by_name):
                 raise fault
             self._notice(f"warning: {fault.what} It is taken from elsewhere.")
         done_bytes, counting = 0, Lock()
 
-        def fetch(file: WeightFile, go_on: Callable[[], None]) -> None:
-            place = repo.repo
+        turns = self._neighbours.turns(absent)
+
+        def fetch(_: WeightFile, go_on: Callable[[], None]) -> None:
+            with turns.next(go_on) as turn:
+                fetch_file(turn, go_on)
+
+        def fetch_file(turn: Turn, go_on: Callable[[], None]) -> None:
+            file, place = turn.file, repo.repo
 
             def begin(origin: Origin) -> None:
                 nonlocal place
                 place = origin.place
+                if origin.kind is not Place.NEIGHBOUR:
+                    turn.leave()
 
             def count(received: int) -> None:
                 nonlocal done_bytes
                 go_on()
+                turn.count(received)
                 with counting:
                     done_bytes += received
                     self._progress(
@@ -217,11 +231,15 @@ class Snapshot:
                         )
                     )
 
-            origins = [*self._neighbours.origins(file)]
+            origins = [*turn.origins]
             if file.name in listed:
                 origins.append(RepoFile(repo, file.name))
             if source is not None and file.name in assemblies.by_name:
                 origins.append(AssembledFile(file.name, assemblies.by_name[file.name], source, repo))
+            if not origins:
+                raise faults.get(file.name) or NotFound(
+                    f"{repo.repo}/{file.name} cannot be fetched.", why="The neighbour that had it is gone."
+                )
             fetch_blob(
                 origins,
                 sha256=file.sha256,
@@ -230,6 +248,7 @@ class Snapshot:
                 notice=self._notice,
                 progress=count,
                 began=begin,
+                traffic=self._traffic,
             )
             cache.link(self._folder, file.name, file.sha256)
 
@@ -254,7 +273,7 @@ class Snapshot:
         place = stage.source
         if place.repo is None or place.commit is None or not any(file.name in assemblies.by_name for file in absent):
             return None
-        is_elsewhere = all(file.name in listed or self._neighbours.origins(file) for file in absent)
+        is_elsewhere = all(file.name in listed or self._neighbours.have(file) for file in absent)
         try:
             api = None if assemblies.hub is None else self._hubs(assemblies.hub)
         except UsageError:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import grpc.aio
 
+from shardhub.address import MAX_PORT, Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import NodeLost, NotFound, Overloaded, ShardhubError, WeightFileError, WireError
 from shardhub.hub.cache import Cache
-from shardhub.limits import MAX_FILES_ASKED
+from shardhub.hub.claims import Claims
+from shardhub.hub.traffic import Traffic
+from shardhub.limits import MAX_FILES_ASKED, MAX_NODES_KEPT
 from shardhub.node.caller_check import caller
 from shardhub.node.servicer import answers
 from shardhub.node.shared_files import SharedFiles
@@ -46,15 +50,23 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """What a node hands to others.
+    """What a node hands to others, and what it learns of them.
 
     Attributes:
         cache: Whose weight files; None shares nothing.
         bytes_per_s: Rate of all transfers together while sessions are open.
+        claims: What this process fetches from a Hub.
+        traffic: Counts what is sent and refused.
+        on_asked: Called with the address of a node that asks for files, if it can be asked too.
+        on_introduced: Called with addresses of nodes of which a head tells.
     """
 
     cache: Cache | None = None
     bytes_per_s: int = DEFAULT_RATE
+    claims: Claims = field(default_factory=Claims)
+    traffic: Traffic = field(default_factory=Traffic)
+    on_asked: Callable[[str], None] = lambda address: None
+    on_introduced: Callable[[Sequence[str]], None] = lambda addresses: None
 
 
 NOTHING_SHARED = Sharing()
@@ -94,6 +106,7 @@ class FileServicer(FilesServicer):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.broken = Seldom(log, clock=clock.now)
+        self._sharing = sharing
         self._files = None if sharing.cache is None else SharedFiles(sharing.cache)
         self._chunk_bytes = min(CHUNK_BYTES, message_bytes // 2)
         self._write_timeout_s = write_timeout_s
@@ -102,7 +115,6 @@ class FileServicer(FilesServicer):
         self._looking = asyncio.Lock()
         self._steps: Steps | None = None
         self._num_transfers = 0
-        self._sent_bytes = 0
 
     def yield_to(self, steps: Steps) -> None:
         """Yield to these steps from now on."""
@@ -110,10 +122,11 @@ class FileServicer(FilesServicer):
 
     def load(self) -> dict[str, float]:
         """Load figures: files being sent now, and bytes sent since the start."""
-        return {"shared_transfers": self._num_transfers, "shared_bytes": self._sent_bytes}
+        return {"shared_transfers": self._num_transfers, "shared_bytes": self._sharing.traffic.sent_bytes}
 
     def note_failure(self, error: ShardhubError) -> None:
-        """Log a refused call."""
+        """Count and log a refused call, or a transfer that broke off."""
+        self._sharing.traffic.refuse(type(error).__name__)
         log.info("a weight file was not handed out: %s", error)
 
     @answers
@@ -121,13 +134,29 @@ class FileServicer(FilesServicer):
         if len(request.sha256) > MAX_FILES_ASKED:
             raise WireError(f"{len(request.sha256)} files were asked for at once; at most {MAX_FILES_ASKED} may be.")
         digests = [_digest(data) for data in request.sha256]
+        if (address := _address_of(context.peer(), request.port)) is not None:
+            self._sharing.on_asked(address)
         if self._files is None:
             return pb.FindReply()
+        # Before the files: of a fetch that ends meanwhile, the file is seen, or the claim, or both.
+        claims = self._sharing.claims.among(digests)
         async with self._looking:
             sizes = await _in_thread(self._files.sizes, digests)
         return pb.FindReply(
-            files=[pb.SharedFile(sha256=bytes.fromhex(sha256), size_bytes=size) for sha256, size in sizes.items()]
+            files=[pb.SharedFile(sha256=bytes.fromhex(sha256), size_bytes=size) for sha256, size in sizes.items()],
+            claims=[
+                pb.Claim(sha256=bytes.fromhex(claim.sha256), done_bytes=claim.done_bytes, begun=claim.begun)
+                for claim in claims
+            ],
+            instance=self._sharing.claims.instance,
         )
+
+    @answers
+    async def Introduce(self, request: pb.IntroduceRequest, context: Context) -> pb.IntroduceReply:  # noqa: N802
+        if len(request.addresses) > MAX_NODES_KEPT:
+            raise WireError(f"{len(request.addresses)} addresses came at once; at most {MAX_NODES_KEPT} may.")
+        await _in_thread(self._sharing.on_introduced, list(request.addresses))
+        return pb.IntroduceReply()
 
     @answers
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # noqa: N802
@@ -164,7 +193,7 @@ class FileServicer(FilesServicer):
                         await context.write(pb.ReadReply(data=data))
                 except TimeoutError as error:
                     raise NodeLost(f"No chunk was taken for {self._write_timeout_s:.0f} s.") from error
-                self._sent_bytes += size_bytes
+                self._sharing.traffic.send(size_bytes)
 
     async def _wait_for_steps(self, size_bytes: int) -> None:
         """Wait until no step runs, for a moment at most, and until the rate allows that many bytes."""
@@ -186,6 +215,18 @@ def _digest(data: bytes) -> str:
     if len(data) != _DIGEST_BYTES:
         raise WireError(f"A sha256 has {_DIGEST_BYTES} bytes, and {len(data)} came.")
     return data.hex()
+
+
+def _address_of(peer: str, port: int) -> str | None:
+    """HOST:PORT of a caller that answers at a port; None if it answers nowhere.
+
+    Args:
+        peer: As gRPC names it, such as `ipv4:10.0.0.1:50123` or `ipv6:%5B::1%5D:50123`.
+    """
+    kind, _, host = unquote(peer).rpartition(":")[0].partition(":")
+    if kind not in ("ipv4", "ipv6") or not 0 < port <= MAX_PORT:
+        return None
+    return str(Address(host.strip("[]"), port))
 
 
 async def _in_thread(work: Callable[..., T], *arguments: object) -> T:

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import grpc
-import grpc.aio
-import psutil
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
 from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.engine.engine import Engine, message_bytes
 from shardhub.engine.host import host_facts
 from shardhub.engine.settings import EngineSettings
-from shardhub.errors import AddressError
 from shardhub.listening import check_reach, own_addresses
-from shardhub.node.caller_check import CallerCheck
 from shardhub.node.file_servicer import NOTHING_SHARED, FileServicer, Sharing
-from shardhub.node.parser import Parser
 from shardhub.node.peers import DEFAULT_PEERS, Network
+from shardhub.node.server import NodeServer
 from shardhub.node.servicer import StageServicer
 from shardhub.node.watchdog import STUCK_S, watch
 from shardhub.protocol import INEXACT
-from shardhub.security.keeper import keep
 from shardhub.security.trust import Security, Trust
 from shardhub.shard import Shard, inexact_of
-from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
-from shardhub.wire.secure import server_credentials, trust_handler
-from shardhub.wire.shardhub_pb2_grpc import add_FilesServicer_to_server, add_NodeServicer_to_server
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
 
 log = logging.getLogger(__name__)
 
-SERVICE = "shardhub.v1.Node"
 _DRAIN_POLL_S = 0.05
 # Seconds for calls in progress, once sessions have ended or the drain time is over.
 _STOP_GRACE_S = 1.0
@@ -103,17 +89,10 @@ async def run_node(
     stopping = stopping or Stopping.by_signals()
     largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
     trust = settings.trust
-    callers = CallerCheck(trust) if trust is not None else None
-    # The caller is admitted before a byte of its message is parsed.
-    parser = Parser(lambda error: servicer.note_failure(error))
-    server = grpc.aio.server(
-        interceptors=[parser] if callers is None else [callers, parser],
-        options=server_options(largest, settings.liveness),
-    )
-    port = _bind(server, settings.host, settings.port, trust)
+    server = NodeServer(settings.host, settings.port, message_bytes=largest, trust=trust, liveness=settings.liveness)
     files = FileServicer(settings.sharing, message_bytes=largest)
     servicer = StageServicer(
-        advertise=settings.advertise or _addresses(settings.host, port),
+        advertise=settings.advertise or _addresses(settings.host, server.port),
         host=host_facts() | ({INEXACT: inexact} if (inexact := inexact_of(shards)) is not None else {}),
         message_bytes=largest,
         peers=settings.peers,
@@ -121,16 +100,7 @@ async def run_node(
         # The neighbours of a node with certificates have certificates too, also on this machine.
         security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
-    health = health_aio.HealthServicer()
-    add_NodeServicer_to_server(servicer, server)
-    add_FilesServicer_to_server(files, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    keeper: asyncio.Task[None] | None = None
-    if trust is not None:
-        server.add_generic_rpc_handlers((trust_handler(trust),))
-        keeper = asyncio.create_task(keep(trust))
-    await _report(health, health_pb2.HealthCheckResponse.NOT_SERVING)
-    await server.start()
+    await server.start(servicer, files)
     engine: Engine | None = None
     try:
 
@@ -148,26 +118,19 @@ async def run_node(
         engine = loading.result()
         servicer.serve(engine)
         files.yield_to(engine)
-        await _report(health, health_pb2.HealthCheckResponse.SERVING)
-
-        async def report(is_ready: bool) -> None:
-            status = health_pb2.HealthCheckResponse
-            await _report(health, status.SERVING if is_ready else status.NOT_SERVING)
-
-        watching = asyncio.create_task(watch(engine, report, stuck_s=settings.stuck_s, on_slept=servicer.note_sleep))
-        on_ready(engine, str(Address(settings.host, port)))
+        await server.report(True)
+        watching = asyncio.create_task(
+            watch(engine, server.report, stuck_s=settings.stuck_s, on_slept=servicer.note_sleep)
+        )
+        on_ready(engine, str(Address(settings.host, server.port)))
         await stopping.wait()
         watching.cancel()
-        await health.enter_graceful_shutdown()
+        await server.refuse()
         servicer.drain()
         progress(f"draining {engine.num_sessions} sessions")
         await _drained(engine, stopping, settings.shutdown_timeout_s)
         return stopping.exit_code if stopping.twice else 0
     finally:
-        if keeper is not None:
-            keeper.cancel()
-        if callers is not None:
-            callers.close()
         await servicer.close()
         await server.stop(_RETIRE_GRACE_S if stopping.is_retired else _STOP_GRACE_S)
         if engine is not None:
@@ -188,57 +151,11 @@ def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
     )
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) -> int:
-    # gRPC reports a port in use only by a log line and a RuntimeError: ask the system first.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise AddressError(
-                    f"Cannot listen on {Address(host, port)}.",
-                    why=f"{host} is not an address of this machine, whose addresses are {', '.join(own_addresses())}.",
-                    hint="Give one of those with `host`, or 0.0.0.0 for all of them.",
-                ) from error
-            raise AddressError(
-                f"Cannot listen on {Address(host, port)}.",
-                why=f"{error.strerror}{_owner(port)}.",
-                hint="Choose another port with `port`, or 0 for any free one.",
-            ) from error
-    try:
-        address = str(Address(host, port))
-        if trust is not None:
-            return int(server.add_secure_port(address, server_credentials(trust)))
-        return int(server.add_insecure_port(address))
-    except RuntimeError as error:
-        raise AddressError(f"Cannot listen on {Address(host, port)}.", why=f"{error}.") from error
-
-
-def _owner(port: int) -> str:
-    """Describe the process that listens on a port, if this user may see it."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                if connection.pid == os.getpid():
-                    return ": this process is using it"
-                return f": process {connection.pid} is using it" if connection.pid else ""
-    except (psutil.Error, OSError):
-        return ""
-    return ""
-
-
 def _addresses(host: str, port: int) -> tuple[str, ...]:
     """Addresses at which other machines may reach a node that listens on `host`."""
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         return (str(Address(host, port)),)
     return tuple(str(Address(address, port)) for address in own_addresses())
-
-
-async def _report(health: health_aio.HealthServicer, status: Any) -> None:
-    for service in ("", SERVICE):
-        await health.set(service, status)
 
 
 async def _drained(engine: Engine, stopping: Stopping, timeout_s: float, clock: Clock = SYSTEM_CLOCK) -> None:

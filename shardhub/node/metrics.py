@@ -1,16 +1,46 @@
-"""The HTTP endpoint for Prometheus."""
+"""The HTTP endpoint for Prometheus, and the metrics of weight files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from shardhub.address import Address
 from shardhub.errors import AddressError, UsageError
+from shardhub.hub.traffic import Traffic
 from shardhub.listening import check_reach
 
 _DEFAULT_HOST = "127.0.0.1"
+
+
+class TrafficMetrics(Collector):
+    """Metrics of weight files that this process fetches, and hands to others."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts since the start."""
+        fetched = CounterMetricFamily(
+            "shardhub_fetched_bytes",
+            "Bytes of the weight files needed, by where they came from.",
+            labels=["place"],
+        )
+        for place, num_bytes in self._traffic.fetched.items():
+            fetched.add_metric([place.value], num_bytes)
+        shared = CounterMetricFamily("shardhub_shared_bytes", "Bytes of weight files handed to other nodes.")
+        shared.add_metric([], self._traffic.sent_bytes)
+        refused = CounterMetricFamily(
+            "shardhub_share_refusals", "Requests for weight files that were refused or broke off.", labels=["error"]
+        )
+        for error, count in self._traffic.refused.items():
+            refused.add_metric([error], count)
+        yield from (fetched, shared, refused)
 
 
 class MetricsEndpoint:

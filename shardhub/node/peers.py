@@ -108,23 +108,10 @@ class Peers:
             AccessError: The address is outside the allowed networks, or is not trusted.
             ChainError: The name has no address, or nothing answers.
         """
-        await self._check_network(address)
+        await check_network(address, self._allowed)
         if address not in self._met or address in self._doubtful:
             opened = await self._opener(address, self._security, client_options(self._message_bytes))
             await self._adopt(address, opened)
-
-    async def _check_network(self, address: str) -> None:
-        try:
-            addresses = await _resolve(Address.parse(address).host)
-        except (OSError, AddressError) as error:
-            raise ChainError(f"The host name of the peer {address} cannot be resolved.", why=f"{error}.") from error
-        for ip in addresses:
-            if not any(ip in network for network in self._allowed):
-                raise AccessError(
-                    f"This node does not connect to {address}.",
-                    why=f"{ip} is outside the networks that it may connect to.",
-                    hint="Start it with `peers` NETWORK to allow it.",
-                )
 
     async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         """Measure round trip and rate to another node.
@@ -140,7 +127,7 @@ class Peers:
             raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.") from error
 
     async def _probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
-        await self._check_network(address)
+        await check_network(address, self._allowed)
         # On a channel of its own: a failed probe ends no running link, and never waits for an older failure's backoff.
         opened = await self._opener(address, self._security, client_options(self._message_bytes))
         stub = NodeStub(opened.channel)
@@ -247,6 +234,26 @@ class Peers:
         log.warning("link to %s broke: %s", key[1], error)
         if rows:
             self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
+
+
+async def check_network(address: str, allowed: Sequence[Network]) -> None:
+    """Check that this node may dial an address.
+
+    Raises:
+        AccessError: The address is outside the allowed networks.
+        ChainError: The name has no address.
+    """
+    try:
+        addresses = await _resolve(Address.parse(address).host)
+    except (OSError, AddressError) as error:
+        raise ChainError(f"The host name of the peer {address} cannot be resolved.", why=f"{error}.") from error
+    for ip in addresses:
+        if not any(ip in network for network in allowed):
+            raise AccessError(
+                f"This node does not connect to {address}.",
+                why=f"{ip} is outside the networks that it may connect to.",
+                hint="Start it with `peers` NETWORK to allow it.",
+            )
 
 
 async def _resolve(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

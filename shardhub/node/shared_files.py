@@ -1,4 +1,4 @@
-"""The files that a node hands to others: weight files of complete shards in its cache, found by sha256 only."""
+"""The files that a node hands to others: whole and checked weight files of shards in its cache, by sha256 only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class SharedFiles:
     """Weight files of a cache, which is read and never changed.
 
-    A file is shared if a complete shard of the cache names it, as every file of such a shard was checked when it was
-    fetched. Shards that are fetched while the node runs are shared too.
+    A file is shared if a shard of the cache names it, complete or still being fetched: a file gets its name in the
+    cache only once it is whole and its digest was checked.
 
     Args:
         cache: The cache.
@@ -32,16 +32,15 @@ class SharedFiles:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        # Size in bytes of each weight file by its sha256, for each complete shard's folder: commits never change.
+        # Size in bytes of each weight file by its sha256, for each shard's folder: commits never change.
         self._shards: dict[Path, Mapping[str, int]] = {}
         self._sizes: dict[str, int] = {}
 
     def refresh(self) -> None:
-        """Look again which shards are complete; this reads the disk."""
+        """Look again which shards there are; this reads the disk."""
         known = self._shards
         self._shards = {
-            folder: known[folder] if folder in known else self._weight_files(folder)
-            for folder in self._complete_folders()
+            folder: known[folder] if folder in known else self._weight_files(folder) for folder in self._shard_folders()
         }
         self._sizes = {sha256: size for files in self._shards.values() for sha256, size in files.items()}
 
@@ -68,9 +67,10 @@ class SharedFiles:
                 log.info("a shared file cannot be opened: %s", error)
         raise NotFound(f"This node has no weight file with the sha256 {sha256[:16]}....")
 
-    def _complete_folders(self) -> Iterator[Path]:
+    def _shard_folders(self) -> Iterator[Path]:
         for path in sorted((self._cache.root / "repos").glob(f"*/*/*/{STAGE_FILE}")):
-            if re.fullmatch(COMMIT_PATTERN, path.parent.name):  # another name is that of a shard still being fetched
+            name = path.parent.name
+            if re.fullmatch(COMMIT_PATTERN, name.removeprefix(".").removesuffix(".partial")):
                 yield path.parent
 
     def _weight_files(self, folder: Path) -> Mapping[str, int]:

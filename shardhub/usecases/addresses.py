@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import tomllib
@@ -13,6 +14,7 @@ from shardhub.address import Address
 from shardhub.errors import AddressError, UsageError
 from shardhub.listening import own_addresses
 from shardhub.naming import NODE_PORT
+from shardhub.node.peers import DEFAULT_PEERS, Network
 from shardhub.shard import Pipeline
 
 NODE_OPTION = "`nodes`"
@@ -35,24 +37,41 @@ def node_addresses(options: Sequence[str] | str | None, pipeline: Pipeline) -> l
     return read_nodes_file(file) if file is not None else []
 
 
-def neighbour_addresses(options: Sequence[str], *, own: Address) -> list[str]:
-    """Addresses of other nodes of the cluster: --neighbour, or SHARDHUB_NODES, or nodes.toml here.
+def neighbour_addresses(given: Sequence[str], *, own: Address | None = None, has_others: bool = True) -> list[str]:
+    """Addresses of other nodes of the cluster: SHARDHUB_NODES, or nodes.toml here, then --neighbour.
 
     Args:
-        options: The named ones.
+        given: Those of --neighbour.
         own: Where this node listens; it is left out.
+        has_others: Whether those of SHARDHUB_NODES or nodes.toml count too.
 
     Raises:
         UsageError: As `node_addresses`.
     """
-    if options:
-        addresses = _checked(options, NEIGHBOUR_OPTION)
+    addresses: list[str] = []
+    path = Path(NODES_FILE).absolute()
+    if not has_others:
+        pass
     elif text := os.environ.get(NODES_VARIABLE, "").strip():
         addresses = _in_variable(text)
-    else:
-        path = Path(NODES_FILE).absolute()
-        addresses = read_nodes_file(path) if path.is_file() else []
-    return [address for address in addresses if not _is_own(Address.parse(address), own)]
+    elif path.is_file():
+        addresses = read_nodes_file(path)
+    merged = dict.fromkeys([*addresses, *_checked(given, NEIGHBOUR_OPTION)])
+    return [address for address in merged if own is None or not _is_own(Address.parse(address), own)]
+
+
+def networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """The networks that a node may dial; private ones if none are named.
+
+    Raises:
+        UsageError: A text is not a network.
+    """
+    if not texts:
+        return DEFAULT_PEERS
+    try:
+        return tuple(ipaddress.ip_network(text) for text in texts)
+    except ValueError as error:
+        raise UsageError(f"`peers`: {error}.", hint="Write a network such as 192.168.1.0/24.") from error
 
 
 def nodes_file(options: Sequence[str] | str | None, pipeline: Pipeline) -> Path | None:

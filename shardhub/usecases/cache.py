@@ -16,8 +16,10 @@ from shardhub.hub.reference import Reference, parse_reference
 from shardhub.naming import COMMIT_PATTERN, MANIFEST_FILE, REPO_PATTERN, SHORT_COMMIT_PATTERN
 from shardhub.setting_checks import check_settings
 from shardhub.shard import read_pipeline
+from shardhub.usecases.neighbourhood import asked_neighbours, named_neighbours
 from shardhub.usecases.places import Places
 from shardhub.usecases.sizes import check_sizes
+from shardhub.usecases.trust import reader_security
 from shardhub.usecases.watcher import SILENT, Watcher
 
 
@@ -28,11 +30,13 @@ class PullSettings:
     Attributes:
         shards: Also fetch all shards of a pipeline.
         cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
+        neighbours: Addresses of nodes that are asked for weight files before the Hub is; as in `ServeSettings`.
     """
 
     shards: bool = False
     cache_dir: str | Path | None = None
     cache_limit: str | None = None
+    neighbours: tuple[str, ...] | str = ()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -85,21 +89,29 @@ def pull(
         IntegrityError: A repo is not what was published.
         DiskFull: The disk is full.
     """
-    places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
-    pulled = []
-    for text in [repos] if isinstance(repos, str) else repos:
-        reference = parse_reference(text)
-        if not isinstance(reference, Reference):
-            raise UsageError(f"{text!r} is not the name of a repo.", hint="Write ORG/NAME or ORG/NAME@REVISION.")
-        folders = [places.fetcher.pull(reference)]
-        if settings.shards and (folders[0] / MANIFEST_FILE).is_file():
-            pipeline = read_pipeline(folders[0])
-            shards = (places.shard(pipeline, index) for index in range(len(pipeline.manifest.stages)))
-            folders.extend(shard.folder for shard in shards if shard is not None)
-        pulled.append(Pulled(repo=text, folders=tuple(folders)))
-        on_pulled(pulled[-1])
-    places.cache.release()
+    cache = Cache(settings.cache_dir)
+    named = named_neighbours(settings.neighbours, watcher)
+    with asked_neighbours(named, cache=cache, security=reader_security(watcher), watcher=watcher) as neighbours:
+        places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher, neighbours=neighbours)
+        pulled = []
+        for text in [repos] if isinstance(repos, str) else repos:
+            pulled.append(Pulled(repo=text, folders=tuple(_pull(places, text, with_shards=settings.shards))))
+            on_pulled(pulled[-1])
+        places.cache.release()
     return tuple(pulled)
+
+
+def _pull(places: Places, text: str, *, with_shards: bool) -> list[Path]:
+    """Fetch a repo, and a pipeline's shards if requested; returns their folders."""
+    reference = parse_reference(text)
+    if not isinstance(reference, Reference):
+        raise UsageError(f"{text!r} is not the name of a repo.", hint="Write ORG/NAME or ORG/NAME@REVISION.")
+    folders = [places.fetcher.pull(reference)]
+    if with_shards and (folders[0] / MANIFEST_FILE).is_file():
+        pipeline = read_pipeline(folders[0])
+        shards = (places.shard(pipeline, index) for index in range(len(pipeline.manifest.stages)))
+        folders.extend(shard.folder for shard in shards if shard is not None)
+    return folders
 
 
 def cached(cache_dir: Path | None = None, *, offline: bool = False, watcher: Watcher = SILENT) -> tuple[Cached, ...]:

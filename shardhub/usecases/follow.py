@@ -13,9 +13,12 @@ from pathlib import Path
 from shardhub.address import Address
 from shardhub.errors import ShardhubError, UsageError
 from shardhub.hub.reference import Reference, parse_reference
-from shardhub.shard import check_adjacent
+from shardhub.shard import Shard, check_adjacent
+from shardhub.usecases.addresses import networks
 from shardhub.usecases.block import Block
 from shardhub.usecases.choose_shards import choose_shards
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.neighbourhood import Neighbourhood, named_neighbours
 from shardhub.usecases.places import Places
 from shardhub.usecases.serve import Node, ServeSettings, Serving
 from shardhub.usecases.sizes import parse_memory
@@ -63,7 +66,7 @@ class Following(Block[Node]):
         self._end = end
         self._references = [_followed(text) for text in named]
         self._asking = Places(settings.cache_dir)  # silent: it asks for as long as the node runs
-        self._fetching = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
+        self._neighbourhood = Neighbourhood(settings.cache_dir, watcher)
         self._is_asked = threading.Event()
         self._serving: Serving | None = None
         self._refused: set[tuple[str, ...]] = set()
@@ -78,6 +81,7 @@ class Following(Block[Node]):
     def _start(self, stack: ExitStack) -> Node:
         self._is_asked.clear()
         served = self._serve(self._resolve(), self._settings)
+        self._loop = stack.enter_context(LoopThread())
         pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="shardhub-follow"))
         shown: Future[Node] = Future()
         running = pool.submit(self._run, served, shown)
@@ -107,17 +111,7 @@ class Following(Block[Node]):
             names = self._resolve()
             if names == served.names or names in self._refused:
                 return None
-            settings = self._settings
-            shards = check_adjacent(
-                choose_shards(
-                    self._fetching,
-                    names,
-                    settings.stages,
-                    parse_memory(settings.memory),
-                    settings.require_signature,
-                    watcher=self._watcher,
-                )
-            )
+            shards = self._fetch(names, served)
         except ShardhubError as error:
             if str(error) != self._failure:  # once, however often it is met
                 self._watcher.note(f"warning: cannot follow {self._named}, which goes on as it is: {error}")
@@ -125,6 +119,33 @@ class Following(Block[Node]):
             return None
         self._failure = ""
         return names if [shard.digest for shard in shards] != served.digests else None
+
+    def _fetch(self, names: tuple[str, ...], served: _Served) -> list[Shard]:
+        """Fetch the shards of a newer revision, and check them.
+
+        Raises:
+            ShardhubError: As `choose_shards`.
+        """
+        settings, watcher, own = self._settings, self._watcher, Address.parse(served.node.address)
+        asked = self._neighbourhood.ask(
+            named_neighbours(settings.neighbours, watcher, own=own),
+            loop=self._loop,
+            security=served.serving.security,
+            allowed=networks(settings.peers),
+            announce=lambda: own.port if settings.share else 0,
+        )
+        with asked as neighbours:
+            places = Places(
+                settings.cache_dir,
+                settings.cache_limit,
+                watcher=watcher,
+                neighbours=neighbours,
+                traffic=self._neighbourhood.traffic,
+            )
+            budget = parse_memory(settings.memory)
+            return check_adjacent(
+                choose_shards(places, names, settings.stages, budget, settings.require_signature, watcher=watcher)
+            )
 
     def _replace(self, served: _Served, newer: tuple[str, ...]) -> _Served:
         """Serve a newer revision in place of the one that is served, or that one again if the newer cannot be loaded.
@@ -149,7 +170,7 @@ class Following(Block[Node]):
         return replaced
 
     def _serve(self, names: tuple[str, ...], settings: ServeSettings) -> _Served:
-        self._serving = serving = Serving(names, settings, self._watcher, self._end)
+        self._serving = serving = Serving(names, settings, self._watcher, self._end, self._neighbourhood)
         node = serving.__enter__()
         if self._is_asked.is_set():  # while it was loaded
             serving.ask_to_stop()

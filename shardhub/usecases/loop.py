@@ -73,14 +73,21 @@ class LoopThread:
             if not self._is_ended:
                 self._loop.call_soon_threadsafe(work)
 
-    def iterate(self, source: AsyncIterator[T]) -> Generator[T, None, None]:
-        """Iterate over an asynchronous iterator. Ctrl-C, or leaving the loop, closes it and waits for its clean-up."""
+    def iterate(self, source: AsyncIterator[T], *, ahead: int | None = None) -> Generator[T, None, None]:
+        """Iterate over an asynchronous iterator. Ctrl-C, or leaving the loop, closes it and waits for its clean-up.
+
+        Args:
+            ahead: Most items that are taken from it before they are needed; None takes all that come.
+        """
         items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        room = None if ahead is None else asyncio.Semaphore(ahead)
 
         async def pump() -> None:
             try:
                 async for item in source:
                     items.put(item)
+                    if room is not None:
+                        await room.acquire()
             finally:
                 close = getattr(source, "aclose", None)
                 if close is not None:
@@ -98,6 +105,8 @@ class LoopThread:
                     continue
                 if item is None:
                     break
+                if room is not None:
+                    self.call(room.release)
                 yield item
             future.result()
         except BaseException:

@@ -21,6 +21,7 @@ from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_reference, parse_source
 from shardhub.hub.source import open_remote_checkpoint
+from shardhub.hub.traffic import Traffic
 from shardhub.manifest import RepoLocation, Source, Stage
 from shardhub.naming import STAGE_FILE, model_name
 from shardhub.shard import Pipeline, Shard, read_shard
@@ -136,7 +137,7 @@ class Places:
         cache_dir: The cache's folder; None takes `default_cache`.
         limit: Size to keep the cache within, as text.
         watcher: Notified of waits and of fetches.
-        neighbours: Asked for weight files before the Hub is.
+        neighbours, traffic: As for `Fetcher`.
     """
 
     def __init__(
@@ -146,9 +147,9 @@ class Places:
         *,
         watcher: Watcher = SILENT,
         neighbours: Neighbours = NOBODY,
+        traffic: Traffic | None = None,
     ) -> None:
-        self.watcher = watcher
-        self.cache = Cache(cache_dir)
+        self.watcher, self.cache = watcher, Cache(cache_dir)
         self.fetcher = Fetcher(
             hub,
             self.cache,
@@ -156,6 +157,7 @@ class Places:
             progress=fetch_of(watcher),
             limit_bytes=parse_memory(limit),
             neighbours=neighbours,
+            traffic=traffic,
         )
         self._commits: dict[Reference, str] = {}  # as resolved by `stages_ahead`, so that a fetch takes the same
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
@@ -16,24 +15,23 @@ from shardhub.checkpoint.unread_fields import warning
 from shardhub.engine.engine import Engine
 from shardhub.engine.metrics import StageMetrics
 from shardhub.engine.settings import EngineSettings
-from shardhub.errors import NodeFailure, UsageError
+from shardhub.errors import NodeFailure
 from shardhub.listening import is_loopback
-from shardhub.node.file_servicer import Sharing
 from shardhub.node.lifecycle import NodeSettings, Stopping, check_host, run_node
-from shardhub.node.metrics import MetricsEndpoint, check_metrics
-from shardhub.node.peers import DEFAULT_PEERS
+from shardhub.node.lobby import Lobby
+from shardhub.node.metrics import MetricsEndpoint, TrafficMetrics, check_metrics
 from shardhub.protocol import KvQuantization
 from shardhub.security.trust import Security
 from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard, check_adjacent, inexact_of
 from shardhub.sizes import parse_size
 from shardhub.toolchain import check_compiler
-from shardhub.usecases.addresses import neighbour_addresses
+from shardhub.usecases.addresses import networks
 from shardhub.usecases.awake import awake
 from shardhub.usecases.block import Block
 from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.neighbours import AskedNeighbours
+from shardhub.usecases.neighbourhood import Neighbourhood, named_neighbours
 from shardhub.usecases.other_version import note_newer_version
 from shardhub.usecases.places import Places
 from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
@@ -68,8 +66,8 @@ class ServeSettings:
         follow: Take newer revisions of what is served, each once the sessions of the old one have ended.
         follow_interval_s: How often the Hub is asked for one, about.
         cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
-        neighbours: Addresses of other nodes of the cluster, which are asked for weight files before the Hub is; if
-            empty, SHARDHUB_NODES or nodes.toml name them.
+        neighbours: Addresses of other nodes of the cluster, which are asked for weight files before the Hub is, beside
+            those that SHARDHUB_NODES or nodes.toml names, and those that heads tell of.
         share: Hand weight files of the cache to other nodes.
         share_rate: Most bytes that are handed out per second while sessions are open, such as `100MB`.
     """
@@ -193,7 +191,16 @@ class Node:
 
 
 class Serving(Block[Node]):
-    """A node as a context manager; see `serve`."""
+    """A node as a context manager; see `serve`.
+
+    Args:
+        neighbourhood: Its part in the exchange of weight files; None makes one.
+
+    Attributes:
+        security: How the node reaches others.
+    """
+
+    security: Security
 
     def __init__(
         self,
@@ -201,12 +208,14 @@ class Serving(Block[Node]):
         settings: ServeSettings,
         watcher: Watcher,
         end: Callable[[int], None],
+        neighbourhood: Neighbourhood | None = None,
     ) -> None:
         super().__init__()
         self._named = shards
         self._settings = settings
         self._watcher = watcher
         self._end = end
+        self._neighbourhood = neighbourhood or Neighbourhood(settings.cache_dir, watcher)
         self._loop: LoopThread | None = None
         self._stopping: Stopping | None = None
 
@@ -229,7 +238,7 @@ class Serving(Block[Node]):
             self._loop.call(lambda: stopping.retire(drain_s))
 
     def _start(self, stack: ExitStack) -> Node:
-        settings, watcher = self._settings, self._watcher
+        settings, watcher, exchange = self._settings, self._watcher, self._neighbourhood
         trust = node_trust(settings.tls, insecure_lan=settings.insecure_lan, is_loopback=is_loopback(settings.host))
         check_host(settings.host, insecure_lan=settings.insecure_lan, has_tls=trust is not None)
         if settings.metrics is not None:
@@ -240,13 +249,39 @@ class Serving(Block[Node]):
         endpoint = None
         if settings.metrics is not None:
             endpoint = stack.enter_context(MetricsEndpoint(settings.metrics))
+            endpoint.registry.register(TrafficMetrics(exchange.traffic))
         kv = settings.kv
-        rate = parse_size(settings.share_rate)
-        self._loop = stack.enter_context(LoopThread())
-        security = Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan)
-        addresses = self._neighbours()
-        with AskedNeighbours(addresses, loop=self._loop, notice=watcher.note, security=security) as neighbours:
-            places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher, neighbours=neighbours)
+        self._loop = loop = stack.enter_context(LoopThread())
+        peers = networks(settings.peers)
+        lobby = Lobby(
+            NodeSettings(
+                host=settings.host,
+                port=settings.port,
+                advertise=settings.advertise,
+                insecure_lan=settings.insecure_lan,
+                trust=trust,
+                shutdown_timeout_s=settings.shutdown_timeout_s,
+                peers=peers,
+                sharing=exchange.sharing(is_shared=settings.share, bytes_per_s=parse_size(settings.share_rate)),
+            )
+        )
+        stack.callback(lambda: loop.wait(lobby.close()))
+        self.security = Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan)
+        asked = exchange.ask(
+            named_neighbours(settings.neighbours, watcher, own=Address(settings.host, settings.port)),
+            loop=loop,
+            security=self.security,
+            allowed=peers,
+            announce=lambda: loop.wait(lobby.open()) if settings.share else 0,
+        )
+        with asked as neighbours:
+            places = Places(
+                settings.cache_dir,
+                settings.cache_limit,
+                watcher=watcher,
+                neighbours=neighbours,
+                traffic=exchange.traffic,
+            )
             shards = check_adjacent(
                 choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
             )
@@ -285,6 +320,7 @@ class Serving(Block[Node]):
 
         async def run() -> int:
             self._stopping = Stopping()
+            await lobby.leave()
             try:
                 return await run_node(
                     shards,
@@ -295,16 +331,7 @@ class Serving(Block[Node]):
                         kv=kv,
                         may_be_less=context.may_be_less,
                     ),
-                    NodeSettings(
-                        host=settings.host,
-                        port=settings.port,
-                        advertise=settings.advertise,
-                        insecure_lan=settings.insecure_lan,
-                        trust=trust,
-                        shutdown_timeout_s=settings.shutdown_timeout_s,
-                        peers=_networks(settings.peers),
-                        sharing=Sharing(cache=places.cache if settings.share else None, bytes_per_s=rate),
-                    ),
+                    lobby.settings,
                     on_ready=on_ready,
                     progress=watcher.doing,
                     end=self._end,
@@ -323,28 +350,6 @@ class Serving(Block[Node]):
             code = running.result()
             raise NodeFailure("The node was stopped before it was ready.", why=f"Its exit code is {code}.") from None
         return Node(facts, running, self.ask_to_stop)
-
-    def _neighbours(self) -> Callable[[], Sequence[str]]:
-        """Addresses of neighbours: named ones are checked at once, others are read when files are needed.
-
-        Raises:
-            UsageError: A named one is malformed.
-        """
-        settings, watcher = self._settings, self._watcher
-        named = [settings.neighbours] if isinstance(settings.neighbours, str) else settings.neighbours
-        own = Address(settings.host, settings.port)
-        if named:
-            addresses = neighbour_addresses(named, own=own)
-            return lambda: addresses
-
-        def read() -> Sequence[str]:
-            try:
-                return neighbour_addresses((), own=own)
-            except UsageError as error:
-                watcher.note(f"warning: no neighbours are asked for weight files: {error}")
-                return ()
-
-        return read
 
     def _stop(self, running: Future[int]) -> None:
         """Drain the node if it still runs; `Node.wait` raises its error, if any."""
@@ -385,12 +390,3 @@ def serve(
 
         return Following(named, settings, watcher, end)
     return Serving(named, settings, watcher, end)
-
-
-def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    if not texts:
-        return DEFAULT_PEERS
-    try:
-        return tuple(ipaddress.ip_network(text) for text in texts)
-    except ValueError as error:
-        raise UsageError(f"`peers`: {error}.", hint="Write a network such as 192.168.1.0/24.") from error

@@ -20,6 +20,7 @@ from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.neighbourhood import asked_neighbours
 from shardhub.usecases.other_version import explain_other_version
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places, hub
@@ -144,6 +145,7 @@ class Starting:
                 f"{error.why}".rstrip()
             )
         head.scheduler.events.watch(lambda event: watcher.note(event.text))
+        head.introduce_nodes()
         if file is not None:
             await head.follow(lambda: read_nodes_file(file))
         elif head.absent:
@@ -178,8 +180,15 @@ class Starting:
             raise RouteError(error.what, why=error.why, hint=hint) from error
         if not answer:
             raise error
-        for index in missing:
-            self._places.shard(self.pipeline, index)
+        with asked_neighbours(
+            lambda: node_addresses(self._settings.nodes, self.pipeline),
+            cache=self._places.cache,
+            security=self._security,
+            watcher=self._watcher,
+        ) as neighbours:
+            places = Places(self._settings.cache_dir, watcher=self._watcher, neighbours=neighbours)
+            for index in missing:
+                places.shard(self.pipeline, index)
 
     def _explained(self, error: OtherPipeline) -> OtherPipeline:
         place = parse_reference(self._settings.pipeline)

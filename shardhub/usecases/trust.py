@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardhub.errors import UsageError
+from shardhub.errors import ShardhubError, UsageError
 from shardhub.security.certificates import Role
 from shardhub.security.folders import default_folder, named_folder
 from shardhub.security.identity import has_identity
-from shardhub.security.trust import Security, Trust
+from shardhub.security.trust import PLAIN, Security, Trust
 from shardhub.usecases.watcher import SILENT, Watcher
 
 
@@ -35,6 +35,22 @@ def head_security(
         insecure_lan=insecure_lan,
         insecure_flag=flag,
     )
+
+
+def reader_security(watcher: Watcher = SILENT) -> Security:
+    """Decide how a command reaches nodes only to be given weight files: with whichever certificate this machine has.
+
+    Args:
+        watcher: Told of a certificate that cannot be used: files come from the Hub then.
+    """
+    folder = named_folder()
+    for role in (Role.NODE, Role.HEAD):
+        if has_identity(folder or default_folder(), role):
+            try:
+                return Security(trust=_trust(folder, role, insecure_lan=False), everywhere=folder is not None)
+            except ShardhubError as error:
+                watcher.note(f"warning: nodes are asked for weight files without a certificate: {error}")
+    return PLAIN
 
 
 def node_trust(tls: str | Path | None, *, insecure_lan: bool, is_loopback: bool) -> Trust | None:

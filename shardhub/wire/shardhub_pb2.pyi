@@ -444,16 +444,32 @@ class Failure(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., error: _Optional[str] = ..., what: _Optional[str] = ..., why: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
 
 class FindRequest(_message.Message):
-    __slots__ = ("sha256",)
+    __slots__ = ("sha256", "port")
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
     sha256: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    port: int
+    def __init__(self, sha256: _Optional[_Iterable[bytes]] = ..., port: _Optional[int] = ...) -> None: ...
 
 class FindReply(_message.Message):
-    __slots__ = ("files",)
+    __slots__ = ("files", "claims", "instance")
     FILES_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[SharedFile]
-    def __init__(self, files: _Optional[_Iterable[_Union[SharedFile, _Mapping]]] = ...) -> None: ...
+    claims: _containers.RepeatedCompositeFieldContainer[Claim]
+    instance: bytes
+    def __init__(self, files: _Optional[_Iterable[_Union[SharedFile, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., instance: _Optional[bytes] = ...) -> None: ...
+
+class Claim(_message.Message):
+    __slots__ = ("sha256", "done_bytes", "begun")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    done_bytes: int
+    begun: bool
+    def __init__(self, sha256: _Optional[bytes] = ..., done_bytes: _Optional[int] = ..., begun: bool = ...) -> None: ...
 
 class SharedFile(_message.Message):
     __slots__ = ("sha256", "size_bytes")
@@ -478,3 +494,13 @@ class ReadReply(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class IntroduceRequest(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class IntroduceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -338,6 +338,11 @@ class FilesStub(object):
                 request_serializer=shardhub_dot_wire_dot_shardhub__pb2.ReadRequest.SerializeToString,
                 response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ReadReply.FromString,
                 _registered_method=True)
+        self.Introduce = channel.unary_unary(
+                '/shardhub.v1.Files/Introduce',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceReply.FromString,
+                _registered_method=True)
 
 
 class FilesServicer(object):
@@ -358,6 +363,13 @@ class FilesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Introduce(self, request, context):
+        """Learn where other nodes of the cluster are; for heads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FilesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -370,6 +382,11 @@ def add_FilesServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ReadRequest.FromString,
                     response_serializer=shardhub_dot_wire_dot_shardhub__pb2.ReadReply.SerializeToString,
+            ),
+            'Introduce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Introduce,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -427,6 +444,33 @@ class Files(object):
             '/shardhub.v1.Files/Read',
             shardhub_dot_wire_dot_shardhub__pb2.ReadRequest.SerializeToString,
             shardhub_dot_wire_dot_shardhub__pb2.ReadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Introduce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhub.v1.Files/Introduce',
+            shardhub_dot_wire_dot_shardhub__pb2.IntroduceRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.IntroduceReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+import shardhub
+from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
+from shardhub.hub.known_nodes import KnownNodes
 from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.shard import read_shard
-from tests import cut, nodes
+from shardhub.usecases.watcher import Silent
+from tests import cut, nodes, tiny
 from tests.hub import faulty
 from tests.hub.published import OVER_LFS, Published, publish
+from tests.waiting import wait_until
 
 pytestmark = OVER_LFS
 
@@ -44,7 +50,9 @@ def net(hub: RunningHub) -> Iterator[faulty.Network]:
 def published(hub: RunningHub, tmp_path_factory: pytest.TempPathFactory) -> Published:
     """Three shards and their pipeline on the Hub."""
     work = tmp_path_factory.mktemp("work")
-    pipeline = cut.tiny_pipeline(work / "made", (2, 4))
+    model = cut.tiny_model(work / "model")
+    tiny.save_tokenizer(model)
+    pipeline = cut.cut(model, work / "made", (2, 4))
     return publish(hub_api(hub.endpoint, hub.token("ann")), "ann", pipeline, work)
 
 
@@ -64,7 +72,8 @@ def cluster(
         for index in range(3):
             own = {**env, "SHARDHUB_CACHE": str(tmp_path_factory.mktemp(f"cache{index}"))}
             options = ("--no-share",) if index == 2 else ()
-            started.append(nodes.Node(published.shards[index], env=own, options=options))
+            started.append(nodes.Node(published.shards[index], env=own, options=(*options, "--metrics", "0")))
+            started[-1].cache = own["SHARDHUB_CACHE"]
         for node in started:
             node.wait_ready()
         assert net.fetched(WEIGHTS) == sum(weight_bytes(published, index) for index in range(3))
@@ -78,6 +87,14 @@ def weight_bytes(published: Published, index: int) -> int:
     return read_shard(cut.shard_folder(published.local, index)).stage.size_bytes
 
 
+def metrics(node: nodes.Node) -> dict[str, float]:
+    """A node's metrics of weight files."""
+    with urllib.request.urlopen(f"http://{node.ready['metrics']}/metrics", timeout=30) as reply:
+        lines = reply.read().decode().splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
+
+
 def test_a_fourth_node_fetches_no_weights_from_the_hub(
     cluster: list[nodes.Node], published: Published, env: dict[str, str], net: faulty.Network, tmp_path: Path
 ) -> None:
@@ -85,11 +102,14 @@ def test_a_fourth_node_fetches_no_weights_from_the_hub(
     net.forget()
     named = ",".join(node.address for node in cluster)
     replica = nodes.Node(
-        published.shards[1], env={**env, "SHARDHUB_CACHE": str(tmp_path / "cache"), "SHARDHUB_NODES": named}
+        published.shards[1],
+        env={**env, "SHARDHUB_CACHE": str(tmp_path / "cache"), "SHARDHUB_NODES": named},
+        options=("--metrics", "0"),
     )
     try:
         replica.wait_ready()
         log = replica.errors()
+        fetched = metrics(replica)
     finally:
         nodes.stop_all([replica])
     assert net.fetched(WEIGHTS) == 0
@@ -99,6 +119,11 @@ def test_a_fourth_node_fetches_no_weights_from_the_hub(
     load = json.loads(seen.stdout)["nodes"][0]["load"]
     assert load["shared_bytes"] == weight_bytes(published, 1)
     assert load["shared_transfers"] == 0
+    size_bytes = weight_bytes(published, 1)
+    for place, num_bytes in (("neighbour", size_bytes), ("hub", 0), ("source", 0), ("cache", 0)):
+        assert fetched[f'shardhub_fetched_bytes_total{{place="{place}"}}'] == num_bytes
+    assert metrics(cluster[1])["shardhub_shared_bytes_total"] == size_bytes
+    assert metrics(cluster[1])['shardhub_fetched_bytes_total{place="hub"}'] == size_bytes
 
 
 def test_a_node_that_does_not_share_is_passed_over(
@@ -118,3 +143,50 @@ def test_a_node_that_does_not_share_is_passed_over(
     assert net.fetched(WEIGHTS) == weight_bytes(published, 2)
     assert "fetching" not in log
     assert "no weight files" not in log
+
+
+def test_pull_takes_weights_from_nodes(
+    cluster: list[nodes.Node], published: Published, env: dict[str, str], net: faulty.Network, tmp_path: Path
+) -> None:
+    """`shardhub pull` asks the nodes of SHARDHUB_NODES, and those of --neighbour, before the Hub."""
+    net.forget()
+    pulled = nodes.shardhub(
+        "pull",
+        *published.shards[:2],
+        "--neighbour",
+        cluster[1].address,
+        env={**env, "SHARDHUB_CACHE": str(tmp_path / "cache"), "SHARDHUB_NODES": cluster[0].address},
+    )
+    assert pulled.returncode == 0, pulled.stderr
+    assert net.fetched(WEIGHTS) == 0
+
+
+class Agreeing(Silent):
+    """Answers yes."""
+
+    def ask(self, question: str) -> bool:
+        return True
+
+
+def test_heads_introduce_nodes_and_take_weights_from_them(
+    cluster: list[nodes.Node],
+    published: Published,
+    env: dict[str, str],
+    net: faulty.Network,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node keeps the addresses that a head tells it; a head takes a stage for itself from a node that it knows."""
+    net.forget()
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    cache = Cache(tmp_path / "cache")
+    KnownNodes(cache).add([cluster[1].address])
+    settings = shardhub.HeadSettings(
+        pipeline=published.pipeline, nodes=(cluster[0].address, cluster[2].address), cache_dir=cache.root
+    )
+    with shardhub.open_head(settings, Agreeing()) as head:
+        assert head.answer([1, 2, 3], shardhub.Sampling(max_tokens=2)).tokens
+        wait_until(lambda: KnownNodes(Cache(cluster[0].cache)).read() == [cluster[2].address])
+    assert KnownNodes(Cache(cluster[2].cache)).read() == [cluster[0].address]
+    assert net.fetched(WEIGHTS) == 0

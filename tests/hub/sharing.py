@@ -154,7 +154,8 @@ class Leaving(Honest):
 
     async def send(self, data, context):
         await write(data[:FIRST_BYTES], context)
-        await self.server.stop(0)
+        self.leaving = asyncio.create_task(self.server.stop(0))  # the end of this call must not end it
+        await asyncio.Event().wait()
 
 
 class Short(Honest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,18 @@ from huggingface_hub import HfApi
 import shardhub
 from shardhub.chain.links import describe
 from shardhub.errors import NodeLoading
+from shardhub.hub.cache import Cache
+from shardhub.hub.fetch import Fetcher
+from shardhub.hub.reference import Reference
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, encode
 from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline
+from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.watcher import Silent
 from tests import cut
 from tests.hub.published import OVER_LFS, Published, publish
+from tests.hub.sharing import sharing
 from tests.waiting import wait_until
 
 pytestmark = OVER_LFS
@@ -132,14 +138,33 @@ def test_new_revision_is_served_once_the_sessions_end(versions: Versions) -> Non
     assert node.wait() == 0
 
 
-def test_revision_that_cannot_be_fetched_or_loaded_leaves_the_old_one(versions: Versions) -> None:
-    """A revision with other bytes than its pipeline names, and one that does not fit; both are reported."""
+@pytest.fixture
+def neighbour(versions: Versions, tmp_path: Path) -> Iterator[str]:
+    """The address of a node whose cache has the last stage of the newer version."""
+    cache = Cache(tmp_path / "neighbour")
+    place = versions.new.stages[1].locations[0]
+    Fetcher(lambda: versions.api, cache).fetch(Reference(repo=place.repo, revision=place.commit))  # type: ignore[union-attr]
+    with LoopThread() as loop, sharing(loop, cache) as address:
+        yield address
+    cache.release()
+
+
+def test_revision_that_cannot_be_fetched_or_loaded_leaves_the_old_one(versions: Versions, neighbour: str) -> None:
+    """A revision with other bytes than its pipeline names, and one that does not fit; both are reported.
+
+    What the new one needs comes from a neighbour.
+    """
     versions.set(versions.old)
     notes = Notes()
     # A session takes 0.52 MB on the old stage and 0.70 MB on the new one, which has another layer.
     memory_bytes = (versions.old.stages[1].size_bytes + 0.61e6) / 0.9
     settings = shardhub.ServeSettings(
-        follow=True, follow_interval_s=0.1, stages="1", context=64, memory=f"{memory_bytes / 1e6:.6f}MB"
+        follow=True,
+        follow_interval_s=0.1,
+        stages="1",
+        context=64,
+        memory=f"{memory_bytes / 1e6:.6f}MB",
+        neighbours=neighbour,
     )
     with shardhub.serve(versions.repo, settings, notes) as node:
         old, address = digests(node), node.address
@@ -151,6 +176,7 @@ def test_revision_that_cannot_be_fetched_or_loaded_leaves_the_old_one(versions: 
         assert digests(node) == old
         versions.set(versions.new)
         wait_until(lambda: notes.has("cannot be served, so the old one is served again"))
+        assert notes.has("fetching 1 of 1 weight files (0.20 MB) from " + neighbour), notes.texts
         wait_until(lambda: served_digests(address) == old)
         assert node.address == address
     assert node.wait() == 0

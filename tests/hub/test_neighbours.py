@@ -26,7 +26,7 @@ from shardhub.security.certificates import Role
 from shardhub.security.trust import PLAIN, Security, Trust
 from shardhub.shard import read_shard
 from shardhub.sizes import size_text
-from shardhub.usecases import neighbours
+from shardhub.usecases import neighbour
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbours import AskedNeighbours
 from shardhub.wire import shardhub_pb2 as pb
@@ -329,7 +329,7 @@ def test_a_busy_neighbour_is_asked_again(
     fetching, wide: Published, holder: Cache, net: faulty.Network, loop, said, monkeypatch
 ) -> None:
     """Whoever is busy is asked later, and the Hub is spared."""
-    monkeypatch.setattr(neighbours, "_BUSY_POLL_S", 0.01)
+    monkeypatch.setattr(neighbour, "BUSY_POLL_S", 0.01)
 
     class BusyTwice(Honest):
         async def send(self, data, context):

@@ -12,9 +12,9 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from shardhub.errors import CertificateRefused, NodeLost, NotFound, Overloaded, ShardhubError, WireError
+from shardhub.errors import AccessError, CertificateRefused, NodeLost, NotFound, Overloaded, ShardhubError, WireError
 from shardhub.hub.cache import Cache
-from shardhub.limits import MAX_FILES_ASKED
+from shardhub.limits import MAX_FILES_ASKED, MAX_NODES_KEPT
 from shardhub.manifest import Stage, WeightFile, encode
 from shardhub.naming import CONFIG_FILE, STAGE_FILE
 from shardhub.node.file_servicer import MAX_TRANSFERS, FileServicer, Sharing
@@ -22,7 +22,7 @@ from shardhub.security.certificates import Role
 from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
 from shardhub.wire import shardhub_pb2 as pb
-from shardhub.wire.files import FileStream, file_options, find_files
+from shardhub.wire.files import FileStream, file_options, find_files, introduce
 from shardhub.wire.secure import open_channel
 from shardhub.wire.shardhub_pb2_grpc import FilesStub
 from shardhub.wire.status import from_rpc
@@ -96,7 +96,7 @@ class Reader:
     address: str
 
     async def find(self, *digests: str) -> dict[str, int]:
-        return await find_files(self.channel, self.address, digests)
+        return dict((await find_files(self.channel, self.address, digests)).sizes)
 
     def stream(self, file: WeightFile, start: int = 0, stop: int | None = None) -> FileStream:
         stop = file.size_bytes if stop is None else stop
@@ -142,16 +142,22 @@ async def test_weight_files_of_complete_shards_are_given_and_nothing_else(cache,
 
 
 @in_loop
-async def test_a_shard_is_given_once_it_is_complete(tmp_path, pipeline, stage):
-    """Files of a shard that is still being fetched are not given; once it is complete they are, without a restart."""
+async def test_of_a_shard_that_is_being_fetched_whole_files_are_given(tmp_path, pipeline, stage):
+    """While a shard is fetched, each of its files is given as soon as it is whole and checked, and none before."""
     cache = Cache(tmp_path / "new")
     cache.prepare()
-    file = stage.weight_files[0]
+    first, second, *_ = stage.weight_files
+    shard = cut.shard_folder(pipeline, 0)
+    folder = cache.partial_snapshot(REPO, COMMIT)
     async with reading(await servicer_of(cache)) as reader:
-        begin(cache, cut.shard_folder(pipeline, 0))
-        assert await reader.find(file.sha256) == {}
-        cache.finish(REPO, COMMIT)
-        assert await reader.find(file.sha256) == {file.sha256: file.size_bytes}
+        cache.link(folder, STAGE_FILE, cache.put((shard / STAGE_FILE).read_bytes()))
+        data = (shard / second.name).read_bytes()
+        cache.partial(second.sha256, is_locked=True).write_bytes(data)
+        assert await reader.find(first.sha256, second.sha256) == {}
+        assert isinstance(await reader.refusal(_whole(second)), NotFound)
+        cache.link(folder, first.name, cache.put((shard / first.name).read_bytes()))
+        assert await reader.find(first.sha256, second.sha256) == {first.sha256: first.size_bytes}
+        assert await reader.read(first) == (shard / first.name).read_bytes()
 
 
 @in_loop
@@ -361,3 +367,41 @@ async def test_a_revoked_reader_is_cut_off_in_the_middle(cache, big, tmp_path):
         with pytest.raises(CertificateRefused, match="revoked"):
             await asyncio.wait_for(rest_of(stream), HEARD_S)
         assert isinstance(await reader.refusal(_whole(big)), CertificateRefused)
+
+
+@in_loop
+async def test_only_heads_tell_of_other_nodes(cache, tmp_path):
+    """A node is told addresses by a head of its cluster, at most 64 at once; another node is refused."""
+    cluster = Cluster(tmp_path / "one")
+    known: list[str] = []
+    servicer = FileServicer(Sharing(cache=cache, on_introduced=known.extend), message_bytes=MESSAGE_BYTES)
+    mini, desk, other = (
+        cluster.trust("mini", Role.NODE),
+        cluster.trust("desk", Role.HEAD),
+        cluster.trust("new", Role.NODE),
+    )
+    async with serving(servicer, mini) as address:
+        for trust in (desk, other):
+            opened = await open_channel(address, Security(trust=trust, everywhere=True), file_options())
+            async with opened.channel as channel:
+                if trust is desk:
+                    await introduce(channel, address, ["10.77.0.1:1", "10.77.0.2:2"])
+                    many = pb.IntroduceRequest(addresses=["10.77.0.3:3"] * (MAX_NODES_KEPT + 1))
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await FilesStub(channel).Introduce(many)
+                    assert isinstance(from_rpc(caught.value, peer=address, doing="introduce"), WireError)
+                else:
+                    with pytest.raises(AccessError, match="Only a head"):
+                        await introduce(channel, address, ["10.77.0.4:4"])
+    assert known == ["10.77.0.1:1", "10.77.0.2:2"]
+
+
+@in_loop
+async def test_callers_that_answer_are_met(cache, stage):
+    """Whoever asks and names its port is known by the address it calls from; a port that cannot be is ignored."""
+    met: list[str] = []
+    servicer = FileServicer(Sharing(cache=cache, on_asked=met.append), message_bytes=MESSAGE_BYTES)
+    async with reading(servicer) as reader:
+        for port in (0, 50051, 65536, 2**32 - 1):
+            await find_files(reader.channel, reader.address, [stage.weight_files[0].sha256], port=port)
+    assert met == ["127.0.0.1:50051"]

@@ -242,7 +242,7 @@ def test_labels_and_names_are_as_prometheus_advises(served, pipeline) -> None:
             assert family.documentation
             assert not family.name.endswith(("_ms", "_s", "_mb", "_gb", "_us")), family.name
             labels = {key for sample in family.samples for key in sample.labels}
-            allowed = {"layers", "lane", "state", "error", "outcome", "le"}
+            allowed = {"layers", "lane", "state", "error", "outcome", "place", "le"}
             facts = (
                 {"shardhub", "mlx", "mlx_lm", "backend", "blas", "os"}
                 if family.name == "shardhub_stage_info"

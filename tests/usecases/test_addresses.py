@@ -49,8 +49,8 @@ def test_nodes_file_that_names_nothing_says_what_it_lacks(tmp_path, text, why) -
 OWN = Address("127.0.0.1", 50051)
 
 
-def test_neighbours_are_the_named_ones_else_the_nodes_of_the_cluster(tmp_path, monkeypatch) -> None:
-    """--neighbour goes before SHARDHUB_NODES, and that before nodes.toml in the current folder."""
+def test_neighbours_are_the_nodes_of_the_cluster_and_the_given_ones(tmp_path, monkeypatch) -> None:
+    """Those of SHARDHUB_NODES, or else of nodes.toml in the current folder, come before those of --neighbour."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SHARDHUB_NODES", raising=False)
     assert neighbour_addresses((), own=OWN) == []
@@ -58,7 +58,9 @@ def test_neighbours_are_the_named_ones_else_the_nodes_of_the_cluster(tmp_path, m
     assert neighbour_addresses((), own=OWN) == ["10.77.0.1:50051"]
     monkeypatch.setenv("SHARDHUB_NODES", "10.77.0.2, 10.77.0.3:7")
     assert neighbour_addresses((), own=OWN) == ["10.77.0.2:50051", "10.77.0.3:7"]
-    assert neighbour_addresses(["10.77.0.4"], own=OWN) == ["10.77.0.4:50051"]
+    given = ["10.77.0.4", "10.77.0.2"]
+    assert neighbour_addresses(given, own=OWN) == ["10.77.0.2:50051", "10.77.0.3:7", "10.77.0.4:50051"]
+    assert neighbour_addresses(given, has_others=False) == ["10.77.0.4:50051", "10.77.0.2:50051"]
     with pytest.raises(UsageError, match="`neighbours`: 'x:0' is not HOST:PORT"):
         neighbour_addresses(["x:0"], own=OWN)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
+from shardhub.cli.neighbours import Neighbours
 from shardhub.cli.options import CacheDir, CacheLimit
 from shardhub.cli.terminal import Terminal
 
@@ -19,6 +20,7 @@ class PullFlags:
     shards: Annotated[bool, typer.Option("--shards", help="Also fetch all shards of a pipeline.")] = False
     cache_dir: CacheDir = None
     cache_limit: CacheLimit = None
+    neighbour: Neighbours = None
 
 
 def pull(
@@ -34,7 +36,12 @@ def pull(
         if not output.as_json:
             print("\n".join(map(str, one.folders)))
 
-    settings = PullSettings(shards=pulling.shards, cache_dir=pulling.cache_dir, cache_limit=pulling.cache_limit)
+    settings = PullSettings(
+        shards=pulling.shards,
+        cache_dir=pulling.cache_dir,
+        cache_limit=pulling.cache_limit,
+        neighbours=tuple(pulling.neighbour or ()),
+    )
     pulled = fetch(repos, settings, Terminal(), on_pulled=show)
     if output.as_json:
         print(json.dumps([{"repo": one.repo, "folder": str(folder)} for one in pulled for folder in one.folders]))

@@ -10,7 +10,17 @@ import typer
 
 from shardhub.blas import Blas
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import AllowSleep, BlasOption, CacheDir, CacheLimit, Memory, RequireSignature, RunContext, Tls
+from shardhub.cli.neighbours import Neighbours
+from shardhub.cli.options import (
+    AllowSleep,
+    BlasOption,
+    CacheDir,
+    CacheLimit,
+    Memory,
+    RequireSignature,
+    RunContext,
+    Tls,
+)
 from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
@@ -70,14 +80,7 @@ class ListenFlags:
 class SharingFlags:
     """The weight files that nodes of one cluster hand each other."""
 
-    neighbour: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Node to fetch weight files from before the Hub; repeatable. By default those of SHARDHUB_NODES or "
-            "nodes.toml.",
-            metavar="HOST:PORT",
-        ),
-    ] = None
+    neighbour: Neighbours = None
     no_share: Annotated[
         bool, typer.Option("--no-share", help="Do not hand weight files of the cache to other nodes.")
     ] = False
