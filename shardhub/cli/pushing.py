@@ -79,7 +79,7 @@ def _show(plan: PushPlan) -> None:
         note("replaced commits are kept under a tag: manifests that name them keep working")
     minutes = plan.upload_bytes / _BYTES_PER_S / 60
     note(
-        f"{size_text(sum(sizes))} in all, at most {size_text(plan.upload_bytes)} of it to upload"
+        f"{size_text(sum(sizes))} in all, at most {size_text(plan.upload_bytes)} of weights to upload"
         + (f": about {minutes:.0f} min at 100 Mbit/s" if minutes >= 1 else "")
     )
     if job.by_reference:
@@ -112,7 +112,7 @@ def _report(made: Publication, *, as_json: bool) -> None:
     for at in (*done.shards, done.pipeline):
         print(at.repo + (f"  ({at.action.value})" if at.action is Action.KEEP else ""))
     note(
-        f"done in {made.duration_s:.1f} s: {size_text(done.uploaded_bytes)} uploaded, "
+        f"done in {made.duration_s:.1f} s: {size_text(done.uploaded_bytes)} of weights uploaded, "
         f"{size_text(done.given_bytes)} copied on the Hub, {size_text(made.size_bytes)} in all"
     )
     note(f"Serve each stage, each on its machine:  shardhub serve {done.shards[0].repo} [--host ADDRESS]")

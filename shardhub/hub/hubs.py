@@ -114,7 +114,7 @@ def source_api(endpoint: str | None) -> HfApi:
 
 def hub_example(endpoint: str) -> str:
     """A hint that shows how a Hub is named in the user's settings."""
-    return f'Write there, for instance: [home] endpoint = "{endpoint}" token = "hf_..."'
+    return f'Write there, for instance: home = {{ endpoint = "{endpoint}", token = "hf_..." }}'
 
 
 _EXAMPLE = hub_example("https://hub.example.org")

@@ -53,6 +53,11 @@ def _plain(text: str) -> str:
     return address[1] if address[2] is None else f"{address[1]}@{address[2]}"
 
 
+def is_url(text: str | Path) -> bool:
+    """Whether a model is named by its URL."""
+    return not isinstance(text, Path) and urlsplit(text).scheme in {"http", "https"}
+
+
 def parse_source(text: str | Path, endpoint: str | None) -> tuple[Reference | Path, str | None]:
     """Parse a model's name, which may be its URL on any Hub.
 
@@ -67,8 +72,8 @@ def parse_source(text: str | Path, endpoint: str | None) -> tuple[Reference | Pa
         UsageError: The URL names another Hub than `endpoint`; as `parse_reference`.
     """
     place = parse_reference(text)
-    url = None if isinstance(text, Path) else urlsplit(text)
-    if url is None or url.scheme not in {"http", "https"} or "@" in url.netloc:
+    url = urlsplit(str(text)) if is_url(text) else None
+    if url is None or "@" in url.netloc:
         return place, None if isinstance(place, Path) or endpoint is None else endpoint.rstrip("/")
     own = PUBLIC_ENDPOINT if url.netloc in _PUBLIC_HOSTS else f"{url.scheme}://{url.netloc}"
     if endpoint is not None and endpoint.rstrip("/") != own:

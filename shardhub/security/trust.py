@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardhub.address import Address, ip_of
-from shardhub.errors import AddressError, CertificateRefused, ChainError, ShardhubError
+from shardhub.errors import AddressError, CertificateRefused, ChainError, IdentityError, ShardhubError
 from shardhub.security.certificates import Peer, Role
 from shardhub.security.files import write_file
 from shardhub.security.identity import REVOKED_FILE, Identity, load_identity, load_revocations
@@ -129,18 +129,21 @@ class Security:
         everywhere: Use TLS on loopback too.
         insecure_lan: Dial other machines without TLS.
         insecure_flag: The option that sets `insecure_lan`, for messages.
+        missing: Why there is no trust, if this machine belongs to a cluster all the same.
     """
 
     trust: Trust | None = None
     everywhere: bool = False
     insecure_lan: bool = False
     insecure_flag: str = "`insecure_lan`"
+    missing: IdentityError | None = None
 
     async def for_address(self, address: str) -> Trust | None:
         """Return the trust for a channel to HOST:PORT; None for a plain channel.
 
         Raises:
             AddressError: The address is on another machine, and this one has no certificates.
+            IdentityError: The same, and this machine's certificates are for another role.
             ChainError: The name has no address.
         """
         if self.insecure_lan or (self.trust is not None and self.everywhere):
@@ -148,6 +151,8 @@ class Security:
         if await _is_loopback(Address.parse(address)):
             return None
         if self.trust is None:
+            if self.missing is not None:
+                raise self.missing
             raise AddressError(
                 f"Refusing to send anything to {address} without TLS.",
                 why="It is another machine, and this one has no certificate: anyone on the network path could read "

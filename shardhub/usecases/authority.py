@@ -68,7 +68,7 @@ USERS_FOLDERS = CertificateFolders()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAuthority:
-    """An authority that was made, and the head that this machine became.
+    """An authority that was made, and the member that this machine became.
 
     Attributes:
         folder: The authority's.
@@ -88,7 +88,7 @@ class NewAuthority:
 def make_authority(
     folders: CertificateFolders = USERS_FOLDERS, *, name: str | None = None, address: str | None = None
 ) -> NewAuthority:
-    """Make an authority, and a head's certificate for this machine.
+    """Make an authority, and a member's certificate for this machine.
 
     Args:
         folders: Where both are kept.
@@ -110,7 +110,7 @@ def make_authority(
             hint="Give another folder with `dir`, or move this one away.",
         )
     made = Authority.create(place, now=utc_now(), desk=desk)
-    certificate = _issue(made, own, name, Role.HEAD)
+    certificate = _issue(made, own, name, Role.MEMBER)
     return NewAuthority(
         folder=place, fingerprint=made.fingerprint, name=name, own_folder=own, certificate=certificate, address=desk
     )

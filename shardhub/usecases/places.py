@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from shardhub.hub.fetch import Fetcher
 from shardhub.hub.hubs import source_api
 from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
-from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_reference, parse_source
+from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, is_url, parse_reference, parse_source
 from shardhub.hub.source import open_remote_checkpoint
 from shardhub.hub.traffic import Traffic
 from shardhub.manifest import RepoLocation, Source, Stage
@@ -90,7 +90,7 @@ def open_model(
         checkpoint, source, name = open_checkpoint(place), Source(repo=None, commit=None), str(place.resolve())
     else:
         try:
-            with _no_folder(place), _perhaps_elsewhere(endpoint):
+            with nullcontext() if is_url(text) else _no_folder(place), _perhaps_elsewhere(endpoint):
                 remote = open_remote_checkpoint(
                     source_api(endpoint), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
                 )

@@ -12,7 +12,7 @@ from shardhub.hub.hubs import source_api
 from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_plan import PushPlan
 from shardhub.hub.push_weights import check_weights
-from shardhub.hub.reference import parse_reference
+from shardhub.hub.reference import parse_reference, parse_source
 from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.parity import Numbers
 from shardhub.setting_checks import check_argument, check_settings
@@ -56,7 +56,7 @@ class ModelPush(Push):
     def __init__(self, model: str | Path, cut: Cut, settings: PublishSettings, watcher: Watcher) -> None:
         check_argument("cut", cut, Cut)
         if settings.by_reference:
-            in_folder = isinstance(parse_reference(model), Path)
+            in_folder = isinstance(parse_source(model, settings.source_endpoint)[0], Path)
             check_can_refer(str(model), in_folder=in_folder, quantised=settings.quantisation is not None)
         super().__init__(settings, watcher, checked=settings.check_weights)
         self._settings = settings

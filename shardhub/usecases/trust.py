@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardhub.errors import ShardhubError, UsageError
-from shardhub.security.certificates import Role
+from shardhub.errors import IdentityError, ShardhubError, UsageError
+from shardhub.security.certificates import MACHINE_ROLES, Role
 from shardhub.security.folders import default_folder, named_folder
 from shardhub.security.identity import has_identity
 from shardhub.security.trust import PLAIN, Security, Trust
@@ -26,7 +26,13 @@ def head_security(
         UsageError: Both are given.
         IdentityError: The named or stored certificate cannot be used.
     """
-    trust = _trust(named_certificates(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
+    missing = None
+    try:
+        trust = _trust(named_certificates(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
+    except IdentityError as error:
+        if named_certificates(tls, insecure_lan=insecure_lan) is not None or has_identity(default_folder(), Role.HEAD):
+            raise
+        trust, missing = None, error  # the head may need none, for nodes of its own machine
     if insecure_lan:
         watcher.note(f"warning: {flag}: anyone on the network path to a node can read prompts and alter answers")
     return Security(
@@ -34,6 +40,7 @@ def head_security(
         everywhere=named_certificates(tls, insecure_lan=insecure_lan) is not None,
         insecure_lan=insecure_lan,
         insecure_flag=flag,
+        missing=missing,
     )
 
 
@@ -86,6 +93,6 @@ def _trust(named: Path | None, role: Role, *, insecure_lan: bool) -> Trust | Non
     if insecure_lan:
         return None
     folder = named or default_folder()
-    if named is None and not has_identity(folder, role):
+    if named is None and not any(has_identity(folder, other) for other in MACHINE_ROLES):
         return None
     return Trust(folder, role)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -79,11 +80,12 @@ def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
         assert joined.returncode == 0, joined.stderr
         out, errors = process.communicate(timeout=60)
         assert process.returncode == 0
-        assert "mini has joined as a node" in errors
+        assert "mini has joined as a member" in errors
     secret = line.rpartition("/")[2]
     assert len(secret) > 20
     keys = [
-        path.read_text().splitlines()[1] for path in (tls / "head.pem", Path(json.loads(joined.stdout)["certificate"]))
+        path.read_text().splitlines()[1]
+        for path in (tls / "member.pem", Path(json.loads(joined.stdout)["certificate"]))
     ]
     node_tls = Path(json.loads(joined.stdout)["certificate"]).parent
     served = [
@@ -200,12 +202,21 @@ def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkey
         monkeypatch.setenv(name, value)
     cluster = Cluster(tmp_path / "one")
     default_folder().parent.mkdir(parents=True)
+    cluster.issue("mini", Role.HEAD).rename(default_folder())
+    with pytest.raises(IdentityError, match="a head"):  # not "a certificate is missing"
+        node_trust(None, insecure_lan=False, is_loopback=False)
+    shutil.rmtree(default_folder())
     cluster.issue("mini", Role.NODE).rename(default_folder())
     assert node_trust(None, insecure_lan=False, is_loopback=True) is None
     kept = node_trust(None, insecure_lan=False, is_loopback=False)
     assert kept is not None
     assert kept.identity.peer.name == "mini"
-    assert head_security(None, insecure_lan=False).trust is None
+    head = head_security(None, insecure_lan=False)
+    assert head.trust is None
+    with pytest.raises(IdentityError, match="a node") as caught:
+        asyncio.run(head.for_address("192.0.2.1:50051"))
+    assert "--role head" in caught.value.hint
+    assert asyncio.run(head.for_address("127.0.0.1:50051")) is None
     listener = Listener()
     assert head_security(None, insecure_lan=True, watcher=listener).insecure_lan
     assert "anyone on the network path" in listener.notes[0]

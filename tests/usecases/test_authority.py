@@ -55,7 +55,7 @@ def test_a_machine_joins_renews_and_is_revoked(
     assert taken.nodes == {}
     assert taken.failures == ()
     state = certificates(folders)
-    assert [(one.role, one.peer and one.peer.name) for one in state.own] == [(Role.HEAD, "laptop")]
+    assert [(one.role, one.peer and one.peer.name) for one in state.own] == [(Role.MEMBER, "laptop")]
     assert state.authority is not None
     assert [(entry.name, entry.revoked_at is not None) for entry in state.authority.ledger.issued] == [
         ("laptop", False),

@@ -86,7 +86,7 @@ class RoleFlags:
     role: Annotated[
         MachineRole,
         typer.Option("--role", help="Role of the machine: node serves stages, head runs prompts, member does both."),
-    ] = MachineRole.NODE
+    ] = MachineRole.MEMBER
 
 
 @flags("This machine")
@@ -101,8 +101,8 @@ class InitFlags:
 
 
 def init(machine: InitFlags, places: FolderFlags, output: Output) -> int:
-    """Create a cluster's authority on this machine, and a head's certificate for it."""
-    from shardhub.usecases.authority import make_authority
+    """Create a cluster's authority on this machine, and a member's certificate for it."""
+    from shardhub.usecases.authority import INVITE_PORT, make_authority
 
     made = make_authority(places.folders(), name=machine.name, address=machine.address)
     if output.as_json:
@@ -117,10 +117,10 @@ def init(machine: InitFlags, places: FolderFlags, output: Output) -> int:
         return 0
     print(made.fingerprint)
     note(f"Created an authority in {made.folder}. Keep a copy of this folder, and keep its key secret.")
-    note(f"This machine is the head {made.name}; its certificate is in {made.own_folder}.")
+    note(f"This machine is the member {made.name}; its certificate is in {made.own_folder}.")
     note(
         "Invite other machines:  shardhub certs invite NAME [--role node|head]   (they reach this machine as "
-        f"{made.address})"
+        f"{made.address}, and join at port {INVITE_PORT})"
     )
     note("Certificates last 90 days and renew themselves while this runs here:  shardhub certs serve")
     return 0
@@ -159,7 +159,7 @@ def invite(name: Name, machine: RoleFlags, inviting: InviteFlags, places: Author
 
     def show(line: str) -> None:
         print(json.dumps({"line": line, "seconds": life_s}) if output.as_json else line, flush=True)
-        note(f"On {name}, within {inviting.minutes:.0f} minutes, run `shardhub certs join` and give it this line.")
+        note(f"On {name}, within {inviting.minutes:.3g} minutes, run `shardhub certs join` and give it this line.")
 
     settings = InviteSettings(authority=places.authority, host=inviting.host, port=inviting.port, life_s=life_s)
     role = Role(machine.role.value)
