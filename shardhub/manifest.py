@@ -51,8 +51,8 @@ HubName = Annotated[str, Field(pattern=HUB_PATTERN)]
 TensorName = Annotated[str, Field(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
-ShortText = Annotated[str, Field(max_length=200)]
 # Shown to people unescaped, wherever it comes from: printable ASCII on one line.
+ShortText = Annotated[str, Field(pattern=r"^[ -~]{0,200}$")]
 MAX_REMARK = 200
 MAX_REMARKS = 256
 Remark = Annotated[str, Field(pattern=rf"^[ -~]{{1,{MAX_REMARK}}}$")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from shardhub.errors import AccessError, IntegrityError, NotFound
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.listed import ListedFile
 from shardhub.hub.remote_repo import list_files, read_document, read_small
 from shardhub.hub.several import in_threads
 from shardhub.manifest import Manifest, Parity
@@ -97,16 +98,21 @@ def _read(calls: HubCalls, at: ListedRepo) -> PipelineDocuments:
         manifest = read_document(Manifest, calls, at.repo, at.commit, files[MANIFEST_FILE])
         if manifest is None:
             return PipelineDocuments()
-        # Records are named by their time.
-        names = [path for path in files if str(PurePosixPath(path).parent) == PARITY_FOLDER]
-        parity = None
-        if names and files[name := max(names)].size_bytes <= MAX_RECORD_BYTES:
-            data = read_small(calls, at.repo, at.commit, files[name])
-            parity = parse_record(
-                PurePosixPath(name).name, data, pipeline_id=manifest.pipeline_id, where=f"{at.repo}/{name}"
-            )
-        return PipelineDocuments(manifest=manifest, parity=parity)
+        return PipelineDocuments(manifest=manifest, parity=_parity(calls, at, files, manifest))
     except AccessError as error:
         return PipelineDocuments(refusal=error.what)
     except (NotFound, IntegrityError):  # deleted since it was listed, or changed by hand
         return PipelineDocuments()
+
+
+def _parity(calls: HubCalls, at: ListedRepo, files: Mapping[str, ListedFile], manifest: Manifest) -> Parity | None:
+    """The newest parity record of a pipeline; None without one, or with one that cannot be read."""
+    # Records are named by their time.
+    names = [path for path in files if str(PurePosixPath(path).parent) == PARITY_FOLDER]
+    if not names or files[name := max(names)].size_bytes > MAX_RECORD_BYTES:
+        return None
+    data = read_small(calls, at.repo, at.commit, files[name])
+    try:
+        return parse_record(PurePosixPath(name).name, data, pipeline_id=manifest.pipeline_id, where=f"{at.repo}/{name}")
+    except IntegrityError:  # changed by hand: the pipeline is still one
+        return None

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from shardhub.errors import UsageError
 from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN
@@ -15,7 +15,7 @@ from shardhub.setting_checks import check_argument
 PUBLIC_ENDPOINT = "https://huggingface.co"
 _PUBLIC_HOSTS = ("huggingface.co", "hf.co")
 # Names of branches and tags that git allows, except those with another meaning in a URL or a file name.
-_REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
+_REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/+-]{0,198}[A-Za-z0-9_+])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +47,11 @@ def _plain(text: str) -> str:
         if start and text.startswith(f"{start}/"):
             text = text.removeprefix(f"{start}/")
             break
-    address = re.fullmatch(r"([^/@]+/[^/@]+)/(?:(?:tree|blob|resolve)/(.+?)/?)?", text)
+    address = re.fullmatch(r"([^/@]+/[^/@]+)/(?:(?:tree|blob|resolve|commit)/(.+?)/?)?", text)
     if address is None:
         return text
-    return address[1] if address[2] is None else f"{address[1]}@{address[2]}"
+    # In a URL, the slash of a branch's name is %2F.
+    return address[1] if address[2] is None else f"{address[1]}@{unquote(address[2])}"
 
 
 def is_url(text: str | Path) -> bool:

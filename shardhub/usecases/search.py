@@ -102,7 +102,8 @@ def search(
         watcher.doing("")
     pipelines = [_pipeline(at, one) for at, one in zip(listed, documents, strict=True) if one.manifest or one.refusal]
     if num_others := len(listed) - len(pipelines):
-        watcher.note(f"{num_others} repos have the tag of pipelines, but not a manifest that this shardhub reads")
+        have = "repos have" if num_others > 1 else "repo has"
+        watcher.note(f"{num_others} {have} the tag of pipelines, but not a manifest that this shardhub reads")
     return tuple(one for one in pipelines if all(part in f"{one.repo} {one.model}".lower() for part in parts))
 
 

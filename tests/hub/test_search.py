@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from shardhub.localhub.routes import repos
 from shardhub.localhub.server import RunningHub
-from shardhub.manifest import encode
+from shardhub.manifest import NumericClass, Parity, ParityPrompt, canonical, encode
 from shardhub.naming import MANIFEST_FILE
+from shardhub.parity import PARITY_FOLDER
 from shardhub.shard import Pipeline
 from shardhub.usecases.search import SearchSettings, search
 from tests.hub import faulty
@@ -96,3 +98,34 @@ def test_repo_that_only_has_the_tag_is_left_out(as_reader: None, api: HfApi, use
     api.create_repo(f"{user}/empty-pipeline")
     api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=f"{user}/empty-pipeline")
     assert search("empty") == ()
+
+
+def test_pipeline_with_a_forged_parity_record_is_listed_without_it(
+    as_reader: None, api: HfApi, user: str, cut_in_two: Pipeline, card: str
+) -> None:
+    """A stranger's texts, which would be printed, cannot hold control characters: the record does not count."""
+    make_pipeline(api, f"{user}/forged-pipeline", cut_in_two, card=card)
+    record = Parity(
+        pipeline_id=cut_in_two.manifest.pipeline_id,
+        made_at="2026-01-01T00:00:00Z",
+        made_by="split",
+        shardhub="1",
+        mlx_lm="1",
+        device="cpu",
+        numeric_class=NumericClass(mlx="1", backend="cpu", chip="c", cpu="c", os="o", blas="b"),
+        dtype="F16",
+        vocab_size=10,
+        chunk=4,
+        prompts=(ParityPrompt(length=4, tokens=(1, 2)),),
+        num_tokens=2,
+        tokens_equal=2,
+        max_abs_logit_difference=0.0,
+        num_nan_steps=0,
+    )
+    for mlx_lm, is_shown in (("1.0", True), ("1\x1b[2J", False), ("1\nforged", False)):
+        data = canonical({**record.model_dump(mode="json"), "mlx_lm": mlx_lm})
+        name = f"{PARITY_FOLDER}/20990101T000000Z-cpu-{sha256(data).hexdigest()[:16]}.json"
+        api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id=f"{user}/forged-pipeline")
+        [one] = search("forged")
+        assert (one.parity is not None) == is_shown
+        api.delete_file(name, repo_id=f"{user}/forged-pipeline")
