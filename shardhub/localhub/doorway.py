@@ -55,7 +55,8 @@ class Doorway:
         self._refuse_plain = refuse_plain
         self._stall_s = stall_s
         self._num = num or MAX_HANDSHAKES
-        self._entering: dict[asyncio.Task[None], None] = {}  # oldest first
+        self._entering: dict[asyncio.Task[None], None] = {}  # oldest first, without those that were ended
+        self._ended: set[asyncio.Task[None]] = set()
         self._refused = Seldom(log)
         self._full = Seldom(log)
 
@@ -73,15 +74,23 @@ class Doorway:
                     continue
                 task = asyncio.create_task(self._enter(connection, str(address[0])))
                 self._entering[task] = None
-                task.add_done_callback(self._entering.pop)
+                task.add_done_callback(self._forget)
                 if len(self._entering) > self._num:
-                    next(iter(self._entering)).cancel()
+                    self._end(next(iter(self._entering)))
                 await asyncio.sleep(0)  # a task that is cancelled before it starts would not close its connection
         finally:
-            entering = list(self._entering)
-            for task in entering:
-                task.cancel()
-            await asyncio.gather(*entering, return_exceptions=True)
+            for task in list(self._entering):
+                self._end(task)
+            await asyncio.gather(*self._ended, return_exceptions=True)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        del self._entering[task]
+        self._ended.add(task)
+        task.cancel()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._entering.pop(task, None)
+        self._ended.discard(task)
 
     async def _enter(self, connection: socket.socket, address: str) -> None:
         is_ours = True
