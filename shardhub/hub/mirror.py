@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Files without a sha256 are kept in git, where the public Hub accepts none of more than 10 MB.
 _MAX_GIT_BYTES = 16 << 20
+# Files without a sha256 in one commit, whose request holds them all: there may be thousands.
+_BATCH_BYTES, _BATCH_FILES = 32 << 20, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,8 @@ def mirror(
     """Make a repo's newest commit hold exactly the files of a source's commit.
 
     Each large file is fetched, checked against its sha256, and committed, before the next: a killed run is resumed by
-    another, in the middle of a file. The last commit adds the small files and deletes what the source does not have.
+    another, in the middle of a file. Small files follow, many in a commit, and the last commit deletes what the source
+    does not have.
 
     Args:
         source: The source's commit, with the files of all folders.
@@ -129,13 +132,29 @@ def _finish(
     """Commit the small files, and delete what the source does not have."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    adds: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=source.read(file.path, _MAX_GIT_BYTES))
-        for file in small
-    ]
-    deletes = [CommitOperationDelete(path_in_repo=path) for path in before if path not in source.files]
-    if adds or deletes:
-        _commit(calls, target, [*adds, *deletes], f"{source.repo} at {source.commit}")
+    message = f"{source.repo} at {source.commit}"
+    for batch in _batches(small):
+        adds: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=source.read(file.path, _MAX_GIT_BYTES))
+            for file in batch
+        ]
+        _commit(calls, target, adds, message)
+    if gone := [path for path in before if path not in source.files]:
+        _commit(calls, target, [CommitOperationDelete(path_in_repo=path) for path in gone], message)
+
+
+def _batches(small: Sequence[ListedFile]) -> Iterator[list[ListedFile]]:
+    """Files that one commit can hold; at least one in each."""
+    batch: list[ListedFile] = []
+    size = 0
+    for file in small:
+        if batch and (size + file.size_bytes > _BATCH_BYTES or len(batch) == _BATCH_FILES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += file.size_bytes
+    if batch:
+        yield batch
 
 
 def _commit(

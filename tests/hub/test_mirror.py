@@ -136,3 +136,17 @@ def test_what_cannot_be_mirrored_is_reported(
     monkeypatch.setenv("HF_TOKEN", hubs[1].token("ann", role="read"))
     with pytest.raises(AccessError):
         mirror(MODEL, settings_for(hubs[0]))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_BATCH_FILES", 1), ("_BATCH_BYTES", 6)])
+def test_many_small_files_come_in_several_commits(
+    hubs: tuple[RunningHub, RunningHub], api: HfApi, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    """Neither their number nor their bytes make a request that a Hub refuses, or that memory cannot hold."""
+    monkeypatch.setattr(f"shardhub.hub.mirror.{limit}", value)
+    mirror(MODEL, settings_for(hubs[0]))
+    source = HfApi(endpoint=hubs[0].endpoint, token=False)
+    assert listing(api, "ann/model") == listing(source, MODEL)
+    titles = [one.title for one in api.list_repo_commits("ann/model")]
+    small = [path for path, one in listing(source, MODEL).items() if one[2] is None and path != ".gitattributes"]
+    assert sum(title.startswith(f"{MODEL} at ") for title in titles) == len(small) == 3
