@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # Shortest time between updates of the status line.
 _REFRESH_S = 0.1
-# Share of the work after which a line is written to a pipe.
-_REPORT_SHARE = 0.1
+# Lines that are written to a pipe until a work is done.
+_NUM_REPORTS = 10
 # Shortest time over which a rate is meaningful.
 _RATE_S = 0.2
 # A prompt of fewer ids is done before a line could be read.
@@ -171,6 +171,8 @@ class Terminal:
         self._began_at = 0.0
         self._began_share = 0.0
         self._shown_share = 0.0
+        # What a pipe was told last: the total in bytes, and how many tenths of it.
+        self._reported = 0, 0
         self._shown_at = 0.0
 
     def note(self, text: str) -> None:
@@ -197,9 +199,8 @@ class Terminal:
                 self._shown_share = self._shown_at = 0.0
             if self._can_draw:
                 self._draw(state)
-            elif not self._is_terminal and state.unit == "bytes" and state.share - self._shown_share >= _REPORT_SHARE:
-                note(f"{state.share:.0%} of {size_text(state.total)}")
-                self._shown_share = state.share
+            elif not self._is_terminal and state.unit == "bytes":
+                self._report(state)
 
     def ask(self, question: str) -> bool | None:
         """Ask on the terminal; None without one."""
@@ -209,6 +210,16 @@ class Terminal:
     def _can_draw(self) -> bool:
         """Whether a status line has a place: not in an answer's line, nor where a person types."""
         return self._is_terminal and not (_is_line_open or _is_prompting)
+
+    def _report(self, state: Progress) -> None:
+        """Write a line for each tenth of a total, whatever activities take turns on the parts of it."""
+        total, tenths = self._reported
+        reached = state.done * _NUM_REPORTS // max(1, state.total)
+        if total != state.total or reached == 0:  # another one begins
+            tenths = 0
+        if reached > tenths:
+            note(f"{state.activity}: {state.share:.0%} of {size_text(state.total)}")
+        self._reported = state.total, max(tenths, reached)
 
     def _draw(self, state: Progress) -> None:
         if state.unit == "tokens" and state.total <= _LONG_PROMPT:
