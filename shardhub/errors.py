@@ -27,7 +27,7 @@
     │   ├── HubUnreachable          no network, or no Hub that answers
     │   ├── RouteError              stages missing, served by one node twice, overlapping
     │   ├── HandshakeError          a node that serves something other than the manifest names
-    │   │   └── OtherPipeline       a node that serves another version or cut of the same model
+    │   │   └── OtherPipeline       a node that serves a stage of another pipeline, version or cut
     │   ├── NodeUnreachable         no connection
     │   │   └── NodeLoading         a node that answers but has not loaded its stage yet
     │   ├── NodeLost                the connection broke while it was used
@@ -190,23 +190,39 @@ class HandshakeError(ChainError):
 
 
 class OtherPipeline(HandshakeError):
-    """A node serves another version or cut of the same model.
+    """A node serves a stage that the manifest does not name.
 
     Args:
         digests: Stage digests of what it serves.
         start: Its first layer.
+        is_same_model: Whether it is another version or cut of the manifest's model, by the model's configuration.
     """
 
     def __init__(
-        self, what: str, *, why: str = "", hint: str = "", digests: tuple[str, ...] = (), start: int = 0
+        self,
+        what: str,
+        *,
+        why: str = "",
+        hint: str = "",
+        digests: tuple[str, ...] = (),
+        start: int = 0,
+        is_same_model: bool = True,
     ) -> None:
         super().__init__(what, why=why, hint=hint)
         self.digests = digests
         self.start = start
+        self.is_same_model = is_same_model
 
     def explained(self, *, why: str, hint: str) -> OtherPipeline:
         """The same error with another cause and advice."""
-        return OtherPipeline(self.what, why=why, hint=hint, digests=self.digests, start=self.start)
+        return OtherPipeline(
+            self.what,
+            why=why,
+            hint=hint,
+            digests=self.digests,
+            start=self.start,
+            is_same_model=self.is_same_model,
+        )
 
 
 class NodeUnreachable(ChainError):

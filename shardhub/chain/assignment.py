@@ -115,11 +115,14 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
                 digests=facts.digests,
                 start=facts.boundaries[0],
             )
-        raise HandshakeError(
+        raise OtherPipeline(
             f"{address} serves a shard of another pipeline.",
             why=f"Its stage digest is {unknown[0][:16]}..., the manifest {manifest.name!r} has "
             f"{', '.join(digest[:16] + '...' for digest in digests)}.",
             hint="Serve a shard that this manifest names, or give the manifest of that node's pipeline.",
+            digests=facts.digests,
+            start=facts.boundaries[0],
+            is_same_model=False,
         )
     first = digests.index(facts.digests[0])
     last = first + len(facts.digests) - 1

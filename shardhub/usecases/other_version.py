@@ -30,12 +30,14 @@ def explain_other_version(
     """The error with what the Hub says: whether it has a newer pipeline, which side is older, and the ways out.
 
     Args:
-        error: A node serves another stage of the same model.
+        error: A node serves another stage.
         place: The pipeline's repo; None if it is a folder.
         commit: The commit that this command runs.
         api: Makes the Hub's client.
         watcher: Notified of waits.
     """
+    if place is None and not error.is_same_model:
+        return error
     if place is None:
         why = f"{error.why} This command runs a pipeline from a folder, so the Hub was not asked which one is older."
         return error.explained(why=why, hint=error.hint)
@@ -51,17 +53,18 @@ def decide(error: OtherPipeline, repo: str, commit: str, versions: Sequence[Pipe
     """Say which side is older, and give the command for each way out.
 
     Args:
-        error: A node serves another stage of the same model.
+        error: A node serves another stage.
         repo: The pipeline's repo.
         commit: The commit that this command runs.
         versions: The pipeline's versions, newest first.
     """
-    if not versions:
+    theirs = next((one for one in versions if _names(one.manifest, error.digests)), None)
+    # A new version may be of another model: a repo's history says that, and its configuration does not.
+    if not versions or (theirs is None and not error.is_same_model):
         return error
     newest = versions[0]
     # Commits that change only cards and records are versions with the same stages.
     is_newest = _same_stages(newest, commit, versions)
-    theirs = next((one for one in versions if _names(one.manifest, error.digests)), None)
     node_is_newest = _names(newest.manifest, error.digests)
     at_newest = f"{repo} is at {newest.commit[:_DIGITS]} on the Hub"
     ours = f"this command runs {'that version' if is_newest else f'the older {commit[:_DIGITS]}'}"

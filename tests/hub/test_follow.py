@@ -15,12 +15,14 @@ from shardhub.chain.links import describe
 from shardhub.errors import NodeLoading
 from shardhub.hub.cache import Cache
 from shardhub.hub.fetch import Fetcher
-from shardhub.hub.reference import Reference
+from shardhub.hub.reference import Reference, parse_reference
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, encode
 from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline
 from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.other_version import explain_other_version
+from shardhub.usecases.places import hub
 from shardhub.usecases.watcher import Silent
 from tests import cut
 from tests.hub.published import OVER_LFS, Published, publish
@@ -237,6 +239,22 @@ def test_head_says_which_side_is_older(versions: Versions, monkeypatch: pytest.M
         assert "the node serves that version" in error.why
         assert f"{versions.repo}@{versions.new_commit[:12]}" in error.hint
         assert f"shardhub serve {old_shard.repo}@{old_shard.commit[:12]}" in error.hint  # type: ignore[union-attr]
+
+
+def test_a_repos_history_tells_versions_of_other_models(versions: Versions) -> None:
+    """A version made from another model is known by its stages; a stage of no version is another pipeline's."""
+    settings = {"start": 0, "is_same_model": False}
+    place = parse_reference(versions.repo)
+    assert isinstance(place, Reference)
+
+    def explained(digest: str) -> shardhub.OtherPipeline:
+        error = shardhub.OtherPipeline("It serves another.", digests=(digest,), **settings)  # type: ignore[arg-type]
+        return explain_other_version(error, place, versions.new_commit, hub, Notes())
+
+    older = explained(versions.old.stages[0].digest)
+    assert f"the node serves the older {versions.old_commit[:12]}" in older.why
+    assert f"shardhub serve {versions.shards[0]}" in older.hint
+    assert explained("a" * 64).why == ""
 
 
 def refusal(pipeline: str, node: shardhub.Node) -> shardhub.OtherPipeline:
