@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from shardhub.errors import UsageError
 from shardhub.hub.cluster_trust import name_hub
 from shardhub.hub.proxies import make_transport
-from shardhub.upstream.hub_client import request_hook
+from shardhub.upstream.hub_client import request_hook, use_http_client
 from shardhub.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def hub_api(endpoint: str | None = None, token: str | Literal[False] | None = No
     Raises:
         UsageError: The endpoint is not a URL.
     """
-    from huggingface_hub import HfApi, constants, set_client_factory
+    from huggingface_hub import HfApi, constants
 
     # Read here as well, because the client reads the variable only once, on import.
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
@@ -44,7 +44,7 @@ def hub_api(endpoint: str | None = None, token: str | Literal[False] | None = No
             hint="Set HF_ENDPOINT to one that starts with https:// or http://, or leave it unset.",
         )
     name_hub(endpoint)
-    set_client_factory(make_http_client)
+    use_http_client(make_http_client)
     return HfApi(endpoint=endpoint, token=token, library_name="shardhub", library_version=__version__)
 
 

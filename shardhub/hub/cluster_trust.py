@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -33,28 +34,46 @@ def name_hub(endpoint: str) -> None:
         _named.add((url.hostname or "", url.port or _HTTPS_PORT))
 
 
-def authority_file() -> Path:
-    """The certificate of this machine's cluster's authority, if the machine belongs to one."""
-    return (named_folder() or default_folder()) / AUTHORITY_FILE
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterAuthority:
+    """The authority of this machine's cluster.
+
+    Attributes:
+        folder: This machine's certificates, with the cluster's revocations.
+        pem: The authority's certificate.
+    """
+
+    folder: Path
+    pem: bytes
 
 
 def is_of_cluster(scheme: str, host: str, port: int | None) -> bool:
     """Whether the Hub at an address, given by parts of its URL, may show a certificate of this machine's cluster."""
-    return scheme == "https" and (host, port or _HTTPS_PORT) in _named and authority_file().exists()
+    return scheme == "https" and (host, port or _HTTPS_PORT) in _named and (_folder() / AUTHORITY_FILE).exists()
 
 
-def cluster_context() -> ssl.SSLContext:
-    """TLS that trusts the public roots and this machine's cluster.
+def authority_for(scheme: str, host: str, port: int | None) -> ClusterAuthority | None:
+    """The authority whose certificate the Hub at an address may show, as it is now; None if it may not.
 
     Raises:
         IdentityError: The authority's certificate cannot be read.
     """
+    if not is_of_cluster(scheme, host, port):
+        return None
+    return ClusterAuthority(folder=_folder(), pem=read_file(_folder() / AUTHORITY_FILE, private=False))
+
+
+def cluster_context(authority: ClusterAuthority) -> ssl.SSLContext:
+    """TLS that trusts the public roots and this machine's cluster."""
     import httpx2
 
-    authority_pem = read_file(authority_file(), private=False)
     context = httpx2.create_ssl_context()
-    context.load_verify_locations(cadata=authority_pem.decode())
-    return cast(ssl.SSLContext, _Checked(context, load_certificate(authority_pem), authority_file().parent))
+    context.load_verify_locations(cadata=authority.pem.decode())
+    return cast(ssl.SSLContext, _Checked(context, load_certificate(authority.pem), authority.folder))
+
+
+def _folder() -> Path:
+    return named_folder() or default_folder()
 
 
 class _Checked:

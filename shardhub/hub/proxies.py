@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 from shardhub.errors import UsageError
-from shardhub.hub.cluster_trust import cluster_context, is_of_cluster
+from shardhub.hub.cluster_trust import ClusterAuthority, authority_for, cluster_context
 from shardhub.hub.retry import is_lasting
 
 if TYPE_CHECKING:
@@ -92,17 +92,17 @@ def make_transport() -> httpx2.BaseTransport:
     class Sending(httpx2.BaseTransport):
         def __init__(self) -> None:
             self._lock = threading.Lock()
-            self._transports: dict[tuple[str | None, bool], httpx2.HTTPTransport] = {}
+            self._transports: dict[tuple[str | None, ClusterAuthority | None], httpx2.HTTPTransport] = {}
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
             url = request.url
             proxy = proxy_of(url.scheme, url.host, url.port)
-            of_cluster = is_of_cluster(url.scheme, url.host, url.port)
+            authority = authority_for(url.scheme, url.host, url.port)
             with self._lock:
-                transport = self._transports.get((proxy, of_cluster))
+                transport = self._transports.get((proxy, authority))
                 if transport is None:
-                    verify = cluster_context() if of_cluster else True
-                    transport = self._transports[proxy, of_cluster] = (
+                    verify = cluster_context(authority) if authority is not None else True
+                    transport = self._transports[proxy, authority] = (
                         httpx2.HTTPTransport(verify=verify) if proxy is None else _through(proxy, url.scheme, verify)
                     )
             try:

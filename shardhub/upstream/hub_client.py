@@ -17,6 +17,19 @@ def hub_headers(api: HfApi) -> dict[str, str]:
     return headers
 
 
+def use_http_client(make: Callable[[], httpx2.Client]) -> None:
+    """Have the client make its HTTP client with a function.
+
+    `set_client_factory` closes the HTTP client in use, also under the requests of other threads: if the function is set
+    already, nothing is done.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    if _http._GLOBAL_CLIENT_FACTORY is not make:
+        set_client_factory(make)
+
+
 def request_hook() -> Callable[[httpx2.Request], object]:
     """The hook that the client applies to each request, for an HTTP client that replaces its own."""
     from huggingface_hub.utils._http import hf_request_event_hook

@@ -8,8 +8,9 @@ import httpx2
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_session
 
+from shardhub.hub.client import hub_api
 from shardhub.upstream import hub_client, mlx_lm_code
 from tests import tiny
 
@@ -27,6 +28,24 @@ def test_hook_names_a_request() -> None:
     request = httpx2.Request("GET", "http://localhost/")
     hub_client.request_hook()(request)
     assert request.headers["X-Amzn-Trace-Id"]
+
+
+def test_http_client_is_made_once() -> None:
+    """A function that is set again does not close the client that other threads may use; another one does."""
+    made: list[httpx2.Client] = []
+
+    def make() -> httpx2.Client:
+        made.append(httpx2.Client())
+        return made[-1]
+
+    try:
+        for _ in range(2):
+            hub_client.use_http_client(make)
+            assert get_session() is made[0]
+        hub_client.use_http_client(lambda: httpx2.Client())
+        assert made[0].is_closed
+    finally:
+        hub_api()
 
 
 def test_xet_is_known_of() -> None:
