@@ -227,6 +227,36 @@ def test_bytes_that_come_in_turn_are_not_kept(tmp_path: Path) -> None:
     assert peak_bytes < large / 4
 
 
+@pytest.mark.parametrize("window_bytes", [100, 1 << 20])
+def test_one_source_file_is_open_at_a_time(tmp_path: Path, window_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight file may lie in more source files than the Hub's client has connections."""
+    monkeypatch.setattr(assemble, "WINDOW_BYTES", window_bytes)
+    num_open = 0
+
+    class Counted(FileSource):
+        def __init__(self, path: Path) -> None:
+            nonlocal num_open
+            super().__init__(path)
+            num_open += 1
+            assert num_open == 1
+
+        def close(self) -> None:
+            nonlocal num_open
+            super().close()
+            num_open -= 1
+
+    names = [f"model-{number:05d}-of-00150.safetensors" for number in range(1, 151)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    # Last file first, so that what is read before its turn has to be kept.
+    ranges = tuple(FileRange(file=name, start=0, stop=len(name)) for name in reversed(names))
+    digest = assemble.assembly_sha256(
+        Assembly(header=b"head", ranges=ranges), lambda place: Counted(tmp_path / place.file)
+    )
+    assert digest == hashlib.sha256(b"head" + "".join(reversed(names)).encode()).hexdigest()
+    assert num_open == 0
+
+
 def in_layer_order(path: Path) -> None:
     """Write a weight file again with its tensors by name, so that those of a layer are side by side."""
     header = read_header(path)
