@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.errors import WeightFileError
 from shardhub.hub.client import CONNECT_TIMEOUT_S
 from shardhub.hub.failures import hub_failures
+from shardhub.hub.pace import LEAST_BYTES
 from shardhub.hub.retry import NUM_TRIES, headers_of, is_passing, reason, wait_before
 from shardhub.upstream.hub_client import hub_headers
 
@@ -31,7 +32,7 @@ class Patience:
 
     Attributes:
         stall_timeout_s: Longest time between two bytes of a body.
-        num_tries: Most tries without a byte of progress.
+        num_tries: Most tries in a row that bring less than `LEAST_BYTES`.
         sleep: Waits for a number of seconds.
         notice: Called once for every wait.
     """
@@ -106,14 +107,14 @@ class RemoteFile:
                 why=f"It ends at byte {self.size_bytes} instead of {start + len(buffer)}.",
                 hint="Download the file again from its publisher.",
             )
-        done = failures = 0
+        done = failures = gained = 0
         while done < len(buffer):
             with hub_failures(f"reading {self.name}", api=self._api, repo=self._repo):
                 try:
                     count = self._at(start + done, start + len(buffer)).read_into(buffer[done:])
                 except Exception as error:
                     self.close()
-                    failures += 1
+                    failures, gained = failures + 1, 0
                     if self._expired(error):
                         continue
                     if failures >= self._patience.num_tries or not is_passing(error):
@@ -122,7 +123,9 @@ class RemoteFile:
                     self._patience.notice(f"{self.name}: {reason(error)}, trying again in {wait_s:.0f} s")
                     self._patience.sleep(wait_s)
                     continue
-            done, failures = done + count, 0
+            done, gained = done + count, gained + count
+            if gained >= LEAST_BYTES:
+                failures = 0
 
     def _at(self, start: int, stop: int) -> _Stream:
         """A stream positioned at `start` that reaches at least `stop`, unless the announced range ends before."""

@@ -11,8 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 
 from shardhub.errors import (
     AccessError,
@@ -29,15 +30,18 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
+from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.hub.remote_repo import look
+from shardhub.hub.retry import is_passing
 from shardhub.hub.snapshot import FetchProgress
 from shardhub.localhub.server import RunningHub
 from shardhub.locks import locked
 from shardhub.manifest import encode
 from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline, read_pipeline, read_shard
+from shardhub.upstream.hub_client import hub_headers
 from tests import cut
 from tests.hub import faulty
 from tests.hub.fetching import FETCH, command, run_fetch
@@ -306,6 +310,34 @@ def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published,
     folder = fetcher.fetch(shard_of(published))
     assert time.monotonic() - start < 60
     assert same_weights(folder, cut.shard_folder(published.local, 0))
+
+
+@pytest.mark.parametrize("stall_timeout_s", [0.2])
+def test_body_that_drips_is_cut_and_resumed(
+    fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]
+) -> None:
+    """A server that sends a byte just within each timeout is given up as one that stalls."""
+    net.when(LAYER, faulty.drip(0.5))
+    folder = fetcher.fetch(shard_of(published))
+    assert waited
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+
+
+def test_listing_that_drips_is_cut(reader: HfApi, published: Published, net: faulty.Network) -> None:
+    """Other answers have to come at the least rate, too, and may be asked for again."""
+    net.when("/api/models/", faulty.drip(0))
+    with pytest.raises(httpx2.TransportError, match="bytes came in") as caught:
+        get_session().get(f"{net.endpoint}/api/models/{published.shards[0]}", headers=hub_headers(reader), timeout=0.2)
+    assert is_passing(caught.value)
+
+
+def test_server_that_only_drips_is_given_up(reader: HfApi, published: Published, net: faulty.Network) -> None:
+    """Bytes that drip are no progress for which a server is tried for ever."""
+    repo = PinnedRepo(reader, published.shards[0], published.commits[0], Patience(stall_timeout_s=0.2, num_tries=2))
+    net.when(LAYER, faulty.drip(0), times=1000)
+    with repo.open(LAYER) as file, pytest.raises(HubUnreachable, match="bytes came in"):
+        file.read_into(0, memoryview(bytearray(file.size_bytes)))
+    assert sum(path.endswith(LAYER) for _, path, _ in net.requests) == 2
 
 
 def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
