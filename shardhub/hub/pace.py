@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # weight file takes days.
 LEAST_BYTES = 64 << 10
 # A period, in read timeouts.
-_NUM_TIMEOUTS = 6
+NUM_TIMEOUTS = 6
 
 
 def require_pace(response: httpx2.Response, request: httpx2.Request) -> None:
@@ -28,7 +28,7 @@ def require_pace(response: httpx2.Response, request: httpx2.Request) -> None:
     if timeout_s is None or not isinstance(response.stream, httpx2.SyncByteStream):
         return
     stream: httpx2.SyncByteStream = response.stream
-    period_s = _NUM_TIMEOUTS * timeout_s
+    period_s = NUM_TIMEOUTS * timeout_s
 
     class Paced(httpx2.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:

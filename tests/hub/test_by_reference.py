@@ -34,6 +34,7 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.push_decisions import Action
+from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
@@ -463,6 +464,28 @@ def test_copies_get_references_and_both_serve(
     }
     assert [text for text in said if f"Trying layer-00001.safetensors (assembled from {repo})" in text]
     assert net.fetched(FIRST) > 0
+
+
+@pytest.mark.usefixtures("short_periods")
+def test_copy_that_drips_is_passed_over(
+    api: HfApi,
+    user: str,
+    model: Path,
+    tmp_path: Path,
+    fetcher: Fetcher,
+    reader: HfApi,
+    net: faulty.Network,
+    said: list[str],
+    patience: Patience,
+) -> None:
+    """A weight file of which only a byte comes now and then is assembled from the source."""
+    repo = upload_model(api, user, model)
+    push(api, user, repo, [3], tmp_path, by_reference=False)
+    at = push(api, user, repo, [3], tmp_path).shards[0]
+    net.when("layer-00001", faulty.drip(0), times=10)
+    impatient = Fetcher(lambda: reader, fetcher.cache, patience=replace(patience, num_tries=2))
+    assert impatient.fetch(Reference(repo=at.repo, revision=at.commit))
+    assert f"Trying layer-00001.safetensors (assembled from {repo})" in said[-1]
 
 
 def test_copy_that_differs_is_passed_over(

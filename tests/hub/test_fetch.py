@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -314,7 +315,7 @@ def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published,
     assert same_weights(folder, cut.shard_folder(published.local, 0))
 
 
-@pytest.mark.parametrize("stall_timeout_s", [0.2])
+@pytest.mark.usefixtures("short_periods")
 def test_body_that_drips_is_cut_and_resumed(
     fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]
 ) -> None:
@@ -325,17 +326,21 @@ def test_body_that_drips_is_cut_and_resumed(
     assert same_weights(folder, cut.shard_folder(published.local, 0))
 
 
+@pytest.mark.usefixtures("short_periods")
 def test_listing_that_drips_is_cut(reader: HfApi, published: Published, net: faulty.Network) -> None:
     """Other answers have to come at the least rate, too, and may be asked for again."""
     net.when("/api/models/", faulty.drip(0))
     with pytest.raises(httpx2.TransportError, match="bytes came in") as caught:
-        get_session().get(f"{net.endpoint}/api/models/{published.shards[0]}", headers=hub_headers(reader), timeout=0.2)
+        get_session().get(f"{net.endpoint}/api/models/{published.shards[0]}", headers=hub_headers(reader))
     assert is_passing(caught.value)
 
 
-def test_server_that_only_drips_is_given_up(reader: HfApi, published: Published, net: faulty.Network) -> None:
+@pytest.mark.usefixtures("short_periods")
+def test_server_that_only_drips_is_given_up(
+    reader: HfApi, published: Published, net: faulty.Network, patience: Patience
+) -> None:
     """Bytes that drip are no progress for which a server is tried for ever."""
-    repo = PinnedRepo(reader, published.shards[0], published.commits[0], Patience(stall_timeout_s=0.2, num_tries=2))
+    repo = PinnedRepo(reader, published.shards[0], published.commits[0], replace(patience, num_tries=2))
     net.when(LAYER, faulty.drip(0), times=1000)
     with repo.open(LAYER) as file, pytest.raises(HubUnreachable, match="bytes came in"):
         file.read_into(0, memoryview(bytearray(file.size_bytes)))
