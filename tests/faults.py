@@ -477,7 +477,27 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ("Hub busy", "asked again, within bounds", "tests/hub/test_fetch.py::test_busy_hub_is_asked_again"),
         ("connection cut in a download", "resumed", "tests/hub/test_fetch.py::test_cut_connection_is_resumed"),
         ("stalled download", "cut and resumed", "tests/hub/test_fetch.py::test_stalled_body_is_cut_and_resumed"),
-        ("server ignores ranges", "begun again", "tests/hub/test_fetch.py::test_ignored_range_restarts_right"),
+        (
+            "download of which a byte comes now and then",
+            "cut and resumed after a minute, given up after five tries",
+            "tests/hub/test_fetch.py::test_body_that_drips_is_cut_and_resumed",
+        ),
+        (
+            "weight file of the shard's repo of which only a byte comes now and then",
+            "the source is read instead",
+            "tests/hub/test_by_reference.py::test_copy_that_drips_is_passed_over",
+        ),
+        (
+            "weight file that lies in more source files than the Hub's client has connections",
+            "one of them is open at a time",
+            "tests/hub/test_by_reference.py::test_one_source_file_is_open_at_a_time",
+        ),
+        (
+            "server ignores ranges each time",
+            "read on in order; refused by name before more is skipped than the file has",
+            "tests/hub/test_fetch.py::test_server_that_ignores_ranges_is_named",
+        ),
+        ("server ignores ranges once", "begun again", "tests/hub/test_fetch.py::test_ignored_range_restarts_right"),
         ("wrong length", "no file", "tests/hub/test_fetch.py::test_body_of_the_wrong_length_is_refused"),
         (
             "flipped bit in a range of the source, each time",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 
 from shardhub.checkpoint.header import ByteSource
+from shardhub.checkpoint.last_opened import LastOpened
 from shardhub.errors import FormatError
 from shardhub.hub.listed import NUM_CONTENT_TRIES
 from shardhub.hub.pinned_repo import PinnedRepo
@@ -116,14 +116,9 @@ def read_assembly(
         yield memoryview(head)
     # Bytes that are needed in the order in which the files have them are passed on as they come.
     limit_bytes = assembly.size_bytes if _is_in_order(assembly.ranges) else WINDOW_BYTES
-    with ExitStack() as stack:
-
-        @cache
-        def opened(place: RangePlace) -> ByteSource:
-            return stack.enter_context(closing(open_file(place)))
-
+    with closing(LastOpened(open_file)) as opened:
         for window in _windows(assembly.ranges, max(0, start - len(assembly.header)), limit_bytes):
-            yield from _in_turn(window, opened, progress)
+            yield from _in_turn(window, opened.file, progress)
 
 
 def assembly_sha256(

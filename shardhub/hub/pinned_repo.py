@@ -13,6 +13,7 @@ from shardhub.hub.failures import hub_failures
 from shardhub.hub.listed import ListedFile, listed_file, read_listed
 from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.retry import with_retries
+from shardhub.hub.whole_answers import WholeAnswers
 from shardhub.naming import COMMIT_PATTERN, PLAIN_FILE_PATTERN, SHORT_COMMIT_PATTERN
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class PinnedRepo:
         self._api = api
         self._patience = patience
         self._has_folders = has_folders
+        self._whole_answers = WholeAnswers()
 
     def beside(self, repo: str, commit: str, *, api: HfApi | None = None) -> PinnedRepo:
         """Another repo, of the same Hub or of another one."""
@@ -159,6 +161,7 @@ class PinnedRepo:
             size_bytes=listed.size_bytes,
             version=listed.version,
             patience=patience or self._patience,
+            whole_answers=self._whole_answers,
         )
 
     def read(self, name: str, limit_bytes: int) -> bytes:

@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from shardhub.errors import UsageError
 from shardhub.hub.cluster_trust import ClusterAuthority, authority_for, cluster_context
+from shardhub.hub.pace import require_pace
 from shardhub.hub.retry import is_lasting
 
 if TYPE_CHECKING:
@@ -106,12 +107,14 @@ def make_transport() -> httpx2.BaseTransport:
                         httpx2.HTTPTransport(verify=verify) if proxy is None else _through(proxy, url.scheme, verify)
                     )
             try:
-                return transport.handle_request(request)
+                response = transport.handle_request(request)
             except (httpx2.NetworkError, httpx2.TimeoutException) as error:
                 # The client would repeat each try of a listing by itself, for minutes; the parts of an upload it may.
                 if request.method != "GET" and not is_lasting(error):
                     raise
                 raise httpx2.TransportError(str(error), request=request) from error
+            require_pace(response, request)
+            return response
 
         def close(self) -> None:
             for transport in self._transports.values():

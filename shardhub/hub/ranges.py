@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from shardhub.errors import WeightFileError
 from shardhub.hub.client import CONNECT_TIMEOUT_S
 from shardhub.hub.failures import hub_failures
+from shardhub.hub.pace import LEAST_BYTES
 from shardhub.hub.retry import NUM_TRIES, headers_of, is_passing, reason, wait_before
+from shardhub.hub.whole_answers import WholeAnswers
 from shardhub.upstream.hub_client import hub_headers
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Patience:
 
     Attributes:
         stall_timeout_s: Longest time between two bytes of a body.
-        num_tries: Most tries without a byte of progress.
+        num_tries: Most tries in a row that bring less than `LEAST_BYTES`.
         sleep: Waits for a number of seconds.
         notice: Called once for every wait.
     """
@@ -51,6 +53,7 @@ class RemoteFile:
         size_bytes: Its size in the repo's listing.
         version: Its digest in the listing.
         patience: How long to wait for the Hub.
+        whole_answers: What was skipped of the repo's files, because the server ignores ranges.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RemoteFile:
         size_bytes: int,
         version: str,
         patience: Patience | None = None,
+        whole_answers: WholeAnswers | None = None,
     ) -> None:
         self.name = f"{repo}/{path}"
         self.size_bytes = size_bytes
@@ -74,6 +78,7 @@ class RemoteFile:
         self._url = hf_hub_url(repo, path, revision=commit, endpoint=api.endpoint)
         self._direct: str | None = None
         self._patience = patience or Patience()
+        self._whole_answers = whole_answers or WholeAnswers()
         self._stream: _Stream | None = None
         self._ahead = (0, 0)
 
@@ -98,6 +103,7 @@ class RemoteFile:
 
         Raises:
             WeightFileError: The file is too short.
+            HubRefused: The server ignores ranges, and too much would be read for those that are needed.
             ShardhubError: As `hub_failures`, if retries did not help.
         """
         if start + len(buffer) > self.size_bytes:
@@ -106,14 +112,14 @@ class RemoteFile:
                 why=f"It ends at byte {self.size_bytes} instead of {start + len(buffer)}.",
                 hint="Download the file again from its publisher.",
             )
-        done = failures = 0
+        done = failures = gained = 0
         while done < len(buffer):
             with hub_failures(f"reading {self.name}", api=self._api, repo=self._repo):
                 try:
                     count = self._at(start + done, start + len(buffer)).read_into(buffer[done:])
                 except Exception as error:
                     self.close()
-                    failures += 1
+                    failures, gained = failures + 1, 0
                     if self._expired(error):
                         continue
                     if failures >= self._patience.num_tries or not is_passing(error):
@@ -122,20 +128,28 @@ class RemoteFile:
                     self._patience.notice(f"{self.name}: {reason(error)}, trying again in {wait_s:.0f} s")
                     self._patience.sleep(wait_s)
                     continue
-            done, failures = done + count, 0
+            done, gained = done + count, gained + count
+            if gained >= LEAST_BYTES:
+                failures = 0
 
     def _at(self, start: int, stop: int) -> _Stream:
         """A stream positioned at `start` that reaches at least `stop`, unless the announced range ends before."""
         stream = self._stream
-        if stream is not None and stream.at <= start < stream.stop and start - stream.at <= _SKIP_BYTES:
-            stream.skip(start)
-            return stream
-        self.close()
-        if self._ahead[0] <= start < self._ahead[1]:
-            stop = max(stop, self._ahead[1])
-        self._stream = self._open(start, stop)
-        self._stream.skip(start)
-        return self._stream
+        if stream is None or not stream.leads_to(start):
+            self.close()
+            if self._ahead[0] <= start < self._ahead[1]:
+                stop = max(stop, self._ahead[1])
+            self._stream = stream = self._open(start, stop)
+        if stream.is_whole:
+            self._whole_answers.skip(
+                self.name,
+                start - stream.at,
+                size_bytes=self.size_bytes,
+                server=stream.server,
+                notice=self._patience.notice,
+            )
+        stream.skip(start)
+        return stream
 
     def _open(self, start: int, stop: int) -> _Stream:
         import httpx2
@@ -179,12 +193,13 @@ class RemoteFile:
                 raise httpx2.RemoteProtocolError(
                     f"Bytes {start} to {stop - 1} were requested, but the answer has {announced}."
                 )
-        else:  # the server ignores ranges and sends the file from its start
+        is_whole = response.status_code != 206
+        if is_whole:  # the server ignores ranges and sends the file from its start
             first, stop = 0, self.size_bytes
         length = response.headers.get("Content-Length")
         if length is not None and length != str(stop - first):
             raise httpx2.RemoteProtocolError(f"{stop - first} bytes were expected, but {length[:20]} were announced.")
-        return _Stream(response, first, stop)
+        return _Stream(response, first, stop, is_whole=is_whole)
 
     def _expired(self, error: Exception) -> bool:
         """Whether the store's address has expired, so that the Hub must be asked for a new one."""
@@ -196,14 +211,25 @@ class RemoteFile:
 
 
 class _Stream:
-    """The body of one answer: the bytes [at, stop) of the file, in order."""
+    """The body of one answer: the bytes [at, stop) of the file, in order; `is_whole` if the server ignores ranges."""
 
-    def __init__(self, response: httpx2.Response, at: int, stop: int) -> None:
+    def __init__(self, response: httpx2.Response, at: int, stop: int, *, is_whole: bool) -> None:
         self.at = at
         self.stop = stop
+        self.is_whole = is_whole
         self._response = response
         self._chunks: Iterator[bytes] = response.iter_raw()
         self._rest = memoryview(b"")
+
+    @property
+    def server(self) -> tuple[str, str, int | None]:
+        """Scheme, host and port of the server that answered."""
+        url = self._response.url
+        return url.scheme, url.host, url.port
+
+    def leads_to(self, start: int) -> bool:
+        """Whether the byte `start` is reached sooner by skipping than by a new request."""
+        return self.at <= start < self.stop and (self.is_whole or start - self.at <= _SKIP_BYTES)
 
     def read_into(self, buffer: memoryview) -> int:
         """Read the next bytes, at least one, into `buffer`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.difference import Difference, find_difference
 from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
+from shardhub.checkpoint.last_opened import LastOpened
 from shardhub.checkpoint.quantisation import Quantisation
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
@@ -176,7 +177,7 @@ def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
     different: list[Difference] = []
     made = _computed(chosen, checkpoint, contents)
     total, done = sum(tensor.size_bytes for tensor in chosen), 0
-    here, there = _Opened(lambda name: FileSource(Path(name))), _Opened(checkpoint.open_file)
+    here, there = LastOpened(FileSource), LastOpened(checkpoint.open_file)
     with closing(here), closing(there):
         for tensor in chosen:
             if (stored := checkpoint.tensors.get(contents.stored_names.get(tensor.name, ""))) is not None:
@@ -186,7 +187,7 @@ def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
             else:
                 different.append(Difference(name=tensor.name, why="the source does not have this tensor"))
                 continue
-            own = (here.file(str(tensor.path)), tensor.stored)
+            own = (here.file(tensor.path), tensor.stored)
             if (difference := find_difference(tensor.name, own, other)) is not None:
                 different.append(difference)
             done += tensor.size_bytes
@@ -225,25 +226,3 @@ class _Memory:
 
     def close(self) -> None:
         """Do nothing: the bytes belong to the caller."""
-
-
-class _Opened:
-    """Keeps the last file open, because tensors come in the order of their files."""
-
-    def __init__(self, opened: Callable[[str], ByteSource]) -> None:
-        self._open = opened
-        self._name = ""
-        self._source: ByteSource | None = None
-
-    def file(self, name: str) -> ByteSource:
-        """Open the file with a name, or return it if it is open."""
-        if self._source is None or self._name != name:
-            self.close()
-            self._name, self._source = name, self._open(name)
-        return self._source
-
-    def close(self) -> None:
-        """Close the open file."""
-        if self._source is not None:
-            self._source.close()
-            self._source = None

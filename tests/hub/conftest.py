@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
+from shardhub.hub import pace
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
@@ -120,6 +121,12 @@ def waited() -> list[float]:
 def stall_timeout_s() -> float:
     """How long to wait for a silent Hub; tests of a silent Hub set less."""
     return 60
+
+
+@pytest.fixture
+def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies have to come at the least rate in each second; a read may take as long as before."""
+    monkeypatch.setattr(pace, "NUM_TIMEOUTS", 1 / 60)
 
 
 @pytest.fixture

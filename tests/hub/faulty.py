@@ -20,6 +20,7 @@ class Answer:
     Attributes:
         cut_at: Bytes of the body after which the connection breaks.
         stall_at: Bytes of the body after which nothing comes until the test ends.
+        drip_at: Bytes of the body after which only a byte comes now and then.
     """
 
     status: int
@@ -27,6 +28,7 @@ class Answer:
     body: bytes
     cut_at: int | None = None
     stall_at: int | None = None
+    drip_at: int | None = None
 
 
 Fault = Callable[[Answer], None]
@@ -60,6 +62,15 @@ def stall(share: float) -> Fault:
     return change
 
 
+def drip(share: float) -> Fault:
+    """After this share of the body, only a byte comes now and then, so that no read times out."""
+
+    def change(answer: Answer) -> None:
+        answer.drip_at = int(len(answer.body) * share)
+
+    return change
+
+
 def flip(answer: Answer) -> None:
     """Flip a bit in the middle of the body."""
     body = bytearray(answer.body)
@@ -79,6 +90,7 @@ def unchanged(answer: Answer) -> None:
 
 _COUNT_TIMEOUT_S = 60
 _STALL_S = 200
+_DRIP_S = 0.05
 
 
 @dataclass(kw_only=True)
@@ -198,10 +210,13 @@ def network(upstream: str) -> Iterator[Network]:
             self.end_headers()
             if self.command == "HEAD":
                 return
-            stop = min(x for x in (answer.cut_at, answer.stall_at, len(answer.body)) if x is not None)
+            stop = min(x for x in (answer.cut_at, answer.stall_at, answer.drip_at, len(answer.body)) if x is not None)
             with net.writing():
                 self.wfile.write(answer.body[:stop])
                 net.sent_bytes[path] = net.sent_bytes.get(path, 0) + stop
+            for at in range(stop, len(answer.body) if answer.drip_at is not None else stop):
+                if not net.ended.wait(_DRIP_S):
+                    self.wfile.write(answer.body[at : at + 1])
             if answer.stall_at is not None:
                 net.ended.wait(_STALL_S)
             if stop < len(answer.body):

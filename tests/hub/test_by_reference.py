@@ -34,6 +34,7 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.push_decisions import Action
+from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, Source, SourceLocation, canonical, decode_identified
@@ -225,6 +226,36 @@ def test_bytes_that_come_in_turn_are_not_kept(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert digest == hashlib.sha256(b"head" + data[small:] + data[:small]).hexdigest()
     assert peak_bytes < large / 4
+
+
+@pytest.mark.parametrize("window_bytes", [100, 1 << 20])
+def test_one_source_file_is_open_at_a_time(tmp_path: Path, window_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight file may lie in more source files than the Hub's client has connections."""
+    monkeypatch.setattr(assemble, "WINDOW_BYTES", window_bytes)
+    num_open = 0
+
+    class Counted(FileSource):
+        def __init__(self, path: Path) -> None:
+            nonlocal num_open
+            super().__init__(path)
+            num_open += 1
+            assert num_open == 1
+
+        def close(self) -> None:
+            nonlocal num_open
+            super().close()
+            num_open -= 1
+
+    names = [f"model-{number:05d}-of-00150.safetensors" for number in range(1, 151)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    # Last file first, so that what is read before its turn has to be kept.
+    ranges = tuple(FileRange(file=name, start=0, stop=len(name)) for name in reversed(names))
+    digest = assemble.assembly_sha256(
+        Assembly(header=b"head", ranges=ranges), lambda place: Counted(tmp_path / place.file)
+    )
+    assert digest == hashlib.sha256(b"head" + "".join(reversed(names)).encode()).hexdigest()
+    assert num_open == 0
 
 
 def in_layer_order(path: Path) -> None:
@@ -433,6 +464,28 @@ def test_copies_get_references_and_both_serve(
     }
     assert [text for text in said if f"Trying layer-00001.safetensors (assembled from {repo})" in text]
     assert net.fetched(FIRST) > 0
+
+
+@pytest.mark.usefixtures("short_periods")
+def test_copy_that_drips_is_passed_over(
+    api: HfApi,
+    user: str,
+    model: Path,
+    tmp_path: Path,
+    fetcher: Fetcher,
+    reader: HfApi,
+    net: faulty.Network,
+    said: list[str],
+    patience: Patience,
+) -> None:
+    """A weight file of which only a byte comes now and then is assembled from the source."""
+    repo = upload_model(api, user, model)
+    push(api, user, repo, [3], tmp_path, by_reference=False)
+    at = push(api, user, repo, [3], tmp_path).shards[0]
+    net.when("layer-00001", faulty.drip(0), times=10)
+    impatient = Fetcher(lambda: reader, fetcher.cache, patience=replace(patience, num_tries=2))
+    assert impatient.fetch(Reference(repo=at.repo, revision=at.commit))
+    assert f"Trying layer-00001.safetensors (assembled from {repo})" in said[-1]
 
 
 def test_copy_that_differs_is_passed_over(

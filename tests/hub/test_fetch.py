@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 
 from shardhub.errors import (
     AccessError,
@@ -20,6 +23,7 @@ from shardhub.errors import (
     DigestMismatch,
     DiskFull,
     FormatError,
+    HubRefused,
     HubUnreachable,
     IntegrityError,
     NotFound,
@@ -29,15 +33,18 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
-from shardhub.hub.ranges import Patience
+from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.reference import Reference
 from shardhub.hub.remote_repo import look
+from shardhub.hub.retry import is_passing
 from shardhub.hub.snapshot import FetchProgress
 from shardhub.localhub.server import RunningHub
 from shardhub.locks import locked
 from shardhub.manifest import encode
 from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline, read_pipeline, read_shard
+from shardhub.upstream.hub_client import hub_headers
 from tests import cut
 from tests.hub import faulty
 from tests.hub.fetching import FETCH, command, run_fetch
@@ -306,6 +313,77 @@ def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published,
     folder = fetcher.fetch(shard_of(published))
     assert time.monotonic() - start < 60
     assert same_weights(folder, cut.shard_folder(published.local, 0))
+
+
+@pytest.mark.usefixtures("short_periods")
+def test_body_that_drips_is_cut_and_resumed(
+    fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]
+) -> None:
+    """A server that sends a byte just within each timeout is given up as one that stalls."""
+    net.when(LAYER, faulty.drip(0.5))
+    folder = fetcher.fetch(shard_of(published))
+    assert waited
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+
+
+@pytest.mark.usefixtures("short_periods")
+def test_listing_that_drips_is_cut(reader: HfApi, published: Published, net: faulty.Network) -> None:
+    """Other answers have to come at the least rate, too, and may be asked for again."""
+    net.when("/api/models/", faulty.drip(0))
+    with pytest.raises(httpx2.TransportError, match="bytes came in") as caught:
+        get_session().get(f"{net.endpoint}/api/models/{published.shards[0]}", headers=hub_headers(reader))
+    assert is_passing(caught.value)
+
+
+@pytest.mark.usefixtures("short_periods")
+def test_server_that_only_drips_is_given_up(
+    reader: HfApi, published: Published, net: faulty.Network, patience: Patience
+) -> None:
+    """Bytes that drip are no progress for which a server is tried for ever."""
+    repo = PinnedRepo(reader, published.shards[0], published.commits[0], replace(patience, num_tries=2))
+    net.when(LAYER, faulty.drip(0), times=1000)
+    with repo.open(LAYER) as file, pytest.raises(HubUnreachable, match="bytes came in"):
+        file.read_into(0, memoryview(bytearray(file.size_bytes)))
+    assert sum(path.endswith(LAYER) for _, path, _ in net.requests) == 2
+
+
+@pytest.fixture
+def large_file(api: HfApi, user: str, reader: HfApi, patience: Patience) -> Callable[[], RemoteFile]:
+    """Opens a file of 24 MB on the Hub."""
+    name = api.create_repo(f"{user}/large").repo_id
+    done = api.upload_file(path_or_fileobj=bytes(range(250)) * 96_000, path_in_repo="x.safetensors", repo_id=name)
+    repo = PinnedRepo(reader, name, done.oid, patience)
+    return lambda: repo.open("x.safetensors")
+
+
+def test_whole_answer_is_read_on(large_file: Callable[[], RemoteFile], net: faulty.Network, said: list[str]) -> None:
+    """Of a server that ignores ranges, one answer gives all ranges that come in order."""
+    net.when(".safetensors", ignore_range=True, times=1000)
+    buffer = bytearray(250)
+    with large_file() as file:
+        for at in (0, 2_000_000, 20_000_000):
+            file.read_into(at, memoryview(buffer))
+            assert buffer == bytes(range(250))
+    assert len([path for _, path, _ in net.requests if path.endswith(".safetensors")]) == 1
+    assert [text.partition(":")[0] for text in said] == ["127.0.0.1 sends whole files where only ranges are requested"]
+
+
+def test_server_that_ignores_ranges_is_named(
+    large_file: Callable[[], RemoteFile], net: faulty.Network, said: list[str]
+) -> None:
+    """A file that would be read again and again from its start is refused, however it is opened."""
+    net.when(".safetensors", ignore_range=True, times=1000)
+
+    def read_the_end() -> None:
+        with large_file() as file:
+            file.read_into(23_999_000, memoryview(bytearray(1000)))
+
+    read_the_end()
+    read_the_end()
+    with pytest.raises(HubRefused, match=r"127\.0\.0\.1 does not send ranges of .*x\.safetensors") as caught:
+        read_the_end()
+    assert "72.00 MB would have been read only to be skipped" in caught.value.why
+    assert len(said) == 1
 
 
 def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
