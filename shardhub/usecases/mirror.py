@@ -80,7 +80,7 @@ def mirror(repo: str, settings: MirrorSettings = MirrorSettings(), watcher: Watc
     )
     namespace, _, name = place.repo.partition("/")
     target = settings.name or f"{namespace if namespace in account.namespaces else account.name}/{name}"
-    watcher.note(f"bringing {num_files} files of {place.repo} at {commit[:12]} to {target} at {calls.api.endpoint}")
     prepare_target(source, info, calls, target, private=settings.private, replace=settings.replace)
+    watcher.note(f"bringing {num_files} files of {place.repo} at {commit[:12]} to {target} at {calls.api.endpoint}")
     cache = Cache(Cache(settings.cache_dir).root / "mirror")
     return bring(source, calls, target, cache, patience=patience, progress=bytes_of("mirroring", watcher))
