@@ -379,6 +379,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/hub/test_follow.py::test_head_says_which_side_is_older",
         ),
         (
+            "another repo with the name of a mirror",
+            "refused; replaced only if asked, and kept under a tag",
+            "tests/hub/test_mirror.py::test_other_contents_are_replaced_only_if_asked",
+        ),
+        (
             "a weight file that changed since `split` wrote it",
             "nothing is published",
             "tests/cli/test_publish.py::test_push_refuses_what_is_not_as_written",
@@ -714,6 +719,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/localhub/test_card.py::test_no_card_ends_a_listing",
         ),
         (
+            "a hostile card that takes long to render",
+            "rendered once while others are answered, or shown as text",
+            "tests/localhub/test_pages.py::test_a_card_is_rendered_once",
+        ),
+        (
             "own Hub's database locked by another process",
             "reads go on, writes get 503 and when to ask again",
             "tests/localhub/test_catalog.py::test_reads_go_on_and_writes_are_told_later_while_another_process_writes",
@@ -737,6 +747,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "damaged or missing chunks in an upload over Xet",
             "refused, nothing of it stays, and the client's next run starts afresh",
             "tests/localhub/test_xet.py::test_what_does_not_fit_together_leaves_nothing",
+        ),
+        (
+            "a small list of an upload over Xet that repeats its chunks until the disk is full",
+            "refused before a byte is written",
+            "tests/localhub/test_xet.py::test_a_list_repeats_chunks_only_so_often",
         ),
         (
             "chunks that the client remembers and the own Hub has deleted",

@@ -1,4 +1,4 @@
-"""One commit on top of a repo's known state, whose answer may be lost."""
+"""One commit on top of a repo's known state, whose answer may be lost, and the tags of what it replaces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from shardhub.hub.remote_repo import RemoteRepo, look
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
+
+# Prefix of the tags that keep the commits before a replacement reachable.
+_OLD_TAG = "shardhub-before-"
 
 
 def commit_on(
@@ -66,3 +69,17 @@ def changed(repo: str, why: str) -> Conflict:
         why=f"{why[:1].upper()}{why[1:]}.",
         hint="Run the same command again: it starts from the repo's present state, and uploads nothing twice.",
     )
+
+
+def keep_old(calls: HubCalls, repo: str, commit: str) -> str:
+    """Tag what is replaced, so that whatever names the commit keeps working; returns the tag."""
+    tag = f"{_OLD_TAG}{commit[:12]}"
+    calls.run(
+        lambda: calls.api.create_tag(repo, tag=tag, revision=commit, exist_ok=True), what=f"tagging {repo}", repo=repo
+    )
+    return tag
+
+
+def is_old_tag(tag: str) -> bool:
+    """Whether a replacement left this tag."""
+    return tag.startswith(_OLD_TAG)

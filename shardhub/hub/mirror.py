@@ -12,6 +12,7 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.download import RepoFile, fetch_blob
 from shardhub.hub.holders import agree_on_transfer, own_transfer, to_upload
 from shardhub.hub.listed import ListedFile
+from shardhub.hub.mirror_target import file_title, is_same, repo_title
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience
 
@@ -71,7 +72,7 @@ def mirror(
     Args:
         source: The source's commit, with the files of all folders.
         calls: The target's Hub.
-        target: The target's repo, which exists.
+        target: The target's repo, made or checked by `prepare_target`.
         cache: A cache of its own, where one file at a time is kept.
         patience: How long to wait for the source's Hub.
         progress: Called as bytes come.
@@ -81,7 +82,7 @@ def mirror(
         As `fetch_blob`, `PinnedRepo.read` and `hub_failures`.
     """
     there = _newest(calls, target, patience)
-    missing = [file for path, file in source.files.items() if not _is_same(file, there.files.get(path))]
+    missing = [file for path, file in source.files.items() if not is_same(file, there.files.get(path))]
     total = sum(file.size_bytes for file in missing)
     done = 0
     agree_on_transfer(calls, target)
@@ -106,7 +107,7 @@ def mirror(
             notice=patience.notice,
             progress=add_bytes,
         )
-        _commit(calls, target, [to_upload(path, blob, sha256)], f"{path} of {source.repo} at {source.commit}")
+        _commit(calls, target, [to_upload(path, blob, sha256)], file_title(source, path))
         blob.unlink(missing_ok=True)
     _finish(source, calls, target, small, there.files)
     made = _newest(calls, target, patience)
@@ -132,7 +133,7 @@ def _finish(
     """Commit the small files, and delete what the source does not have."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    message = f"{source.repo} at {source.commit}"
+    message = repo_title(source)
     for batch in _batches(small):
         adds: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=source.read(file.path, _MAX_GIT_BYTES))
@@ -165,15 +166,6 @@ def _commit(
         what=f"committing to {repo}",
         repo=repo,
     )
-
-
-def _is_same(file: ListedFile, there: ListedFile | None) -> bool:
-    """Whether the target has a file already; a file that only one of two Hubs keeps in git is sent again."""
-    if there is None or file.size_bytes != there.size_bytes:
-        return False
-    if file.sha256 is None and there.sha256 is None:
-        return file.git_oid == there.git_oid
-    return file.sha256 == there.sha256
 
 
 def _check(source: PinnedRepo, made: PinnedRepo) -> None:

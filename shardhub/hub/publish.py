@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.commits import changed, commit_on
+from shardhub.hub.commits import changed, commit_on, keep_old
 from shardhub.hub.holders import agree_on_transfer, own_transfer
 from shardhub.hub.push_decisions import Action, Decision, obsolete_files
 from shardhub.hub.push_journal import PushJournal, scratch_folder
@@ -29,9 +29,6 @@ from shardhub.splitting.weight_copy import Copier
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
-
-# Prefix of the tags that keep the commits before a replacement reachable.
-_OLD_TAG = "shardhub-before-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,25 +218,11 @@ class _Push:
     ) -> str:
         """Make one commit, see `commit_on`; what a replacement removes is kept under a tag."""
         if decision.action is Action.REPLACE:
-            self._keep_old(there)
+            keep_old(self._calls, there.repo, there.commit)
         stale = {*obsolete_files(decision, {*contents.names, *contents.documents}), *contents.stale}
         return commit_on(
             self._calls, there, contents.documents, message, is_done, weights=contents.weights, deleted=stale
         )
-
-    def _keep_old(self, there: RemoteRepo) -> None:
-        """Tag what is replaced, so that manifests that name the commit keep working."""
-        api, tag = self._calls.api, f"{_OLD_TAG}{there.commit[:12]}"
-        self._calls.run(
-            lambda: api.create_tag(there.repo, tag=tag, revision=there.commit, exist_ok=True),
-            what=f"tagging {there.repo}",
-            repo=there.repo,
-        )
-
-
-def is_old_tag(tag: str) -> bool:
-    """Whether a replacement left this tag."""
-    return tag.startswith(_OLD_TAG)
 
 
 def _holds(remote: RemoteRepo, file: WeightFile) -> bool:

@@ -128,11 +128,16 @@ def check_visibility(decisions: Sequence[Decision], *, private: bool) -> None:
     """
     public = [at.repo for at in decisions if at.remote is not None and not at.remote.private]
     if private and public:
-        raise UsageError(
-            f"{public[0]} is public, but `private` was given.",
-            why=f"Public already: {', '.join(public[:_SHOWN])}.",
-            hint="Make them private in their settings, give another `name`, or leave out `private`.",
-        )
+        raise public_unlike_asked(public)
+
+
+def public_unlike_asked(public: Sequence[str]) -> UsageError:
+    """The error for repos that everyone can read, although `private` was given."""
+    return UsageError(
+        f"{public[0]} is public, but `private` was given.",
+        why=f"Public already: {', '.join(public[:_SHOWN])}.",
+        hint="Make them private in their settings, give another `name`, or leave out `private`.",
+    )
 
 
 def is_complete(stage: Stage) -> bool:

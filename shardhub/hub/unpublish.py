@@ -9,7 +9,7 @@ from functools import partial
 
 from shardhub.errors import ShardhubError, UsageError
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.publish import is_old_tag
+from shardhub.hub.commits import is_old_tag
 from shardhub.hub.remote_repo import RemoteRepo, list_files, look, read_document
 from shardhub.manifest import Manifest, RepoLocation
 from shardhub.naming import MANIFEST_FILE, pipeline_name, shard_name

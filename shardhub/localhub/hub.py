@@ -9,6 +9,7 @@ from types import TracebackType
 
 from shardhub.errors import UsageError
 from shardhub.localhub.catalog import FILE, Catalog
+from shardhub.localhub.rendered_cards import RenderedCards
 from shardhub.localhub.signing import Signer
 from shardhub.localhub.store import BlobStore
 from shardhub.localhub.tokens import make_token
@@ -46,6 +47,7 @@ class LocalHub:
             self.xorbs = Xorbs(folder, self.catalog, self.store)
             self.xorbs.sweep()
             self.signer = Signer(self.catalog.secret())
+            self.cards = RenderedCards()
         except BaseException:
             os.close(self._lock)
             raise

@@ -1,8 +1,4 @@
-"""Pages for people, rendered from templates/hub: no scripts, no images, nothing from elsewhere.
-
-A repo's card is Markdown that anyone who may push has written: HTML in it is shown as text, and only http, https and
-mailto links are links.
-"""
+"""Pages for people, rendered from templates/hub: no scripts, no images, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,9 +17,6 @@ from shardhub.localhub.history import Commit
 from shardhub.localhub.repos import Repo
 from shardhub.resources import resource
 from shardhub.sizes import traffic_text
-
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -104,23 +97,6 @@ def uses(repo: Repo, kind: str, base: str) -> list[str]:
     if kind == "dataset":
         return [settings, f"hf download {repo.id} --repo-type dataset"]
     return [settings, f"hf download {repo.id}", f"shardhub split-and-push {repo.id} --stages 2"]
-
-
-def card_html(text: str) -> Markup:
-    """Render a card's Markdown, without its metadata block."""
-    lines = text.lstrip("\ufeff").splitlines()
-    if lines and lines[0].rstrip() == "---":
-        end = next((number for number, line in enumerate(lines[1:], start=1) if line.rstrip() == "---"), 0)
-        lines = lines[end + 1 :]
-    return Markup(_markdown().render("\n".join(lines)))  # noqa: S704  # rendered with HTML off
-
-
-@cache
-def _markdown() -> MarkdownIt:
-    from markdown_it import MarkdownIt
-
-    # Pictures would have to come from elsewhere, or be run as what the uploader says they are: each becomes a link.
-    return MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
 
 @cache

@@ -52,7 +52,7 @@ class BlobStore:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         if self.size_bytes(sha256) == len(data):
-            os.utime(self.path(sha256))  # a new date, so that garbage collection spares it until it is committed
+            self.renew(sha256)
             return sha256
         self.check_room(len(data))
         temporary = self.temporary / secrets.token_hex(8)
@@ -73,6 +73,10 @@ class BlobStore:
         os.utime(file)
         file.replace(target)
         sync_folder(target.parent)
+
+    def renew(self, sha256: str) -> None:
+        """Give a blob a new date, so that garbage collection spares it until it is committed."""
+        os.utime(self.path(sha256))
 
     def check_room(self, num_bytes: int) -> None:
         """Refuse bytes for which the disk has no room.

@@ -11,6 +11,7 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.hubs import source_api
 from shardhub.hub.mirror import Mirrored
 from shardhub.hub.mirror import mirror as bring
+from shardhub.hub.mirror_target import prepare_target
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, parse_source
@@ -27,13 +28,15 @@ class MirrorSettings:
     Attributes:
         source_endpoint: URL of the Hub it is on; None takes the Hub of its URL, or the public one.
         name: Repo to bring it to; None takes its own name, in the token's namespace where its own is not the token's.
-        private: Make a repo that only its owner can read.
+        private: Whether only its owner can read the repo; None makes a new one as the source is.
+        replace: Replace the files of a repo that is not a mirror of this one; the old commits are kept under a tag.
         cache_dir: The cache's folder; None takes the user's.
     """
 
     source_endpoint: str | None = None
     name: str | None = None
-    private: bool = False
+    private: bool | None = None
+    replace: bool = False
     cache_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -49,7 +52,8 @@ def mirror(repo: str, settings: MirrorSettings = MirrorSettings(), watcher: Watc
         watcher: Notified of waits and of bytes.
 
     Raises:
-        UsageError: The repo is not named, or both Hubs are the same.
+        UsageError: The repo is not named, both Hubs are the same, or everyone could read what is private.
+        Conflict: The target holds something else, and `replace` is false.
         NotFound, AccessError: The repo cannot be read, or the target cannot be written.
         DigestMismatch: The bytes were wrong twice.
         DiskFull: There is no room for its largest file.
@@ -71,13 +75,12 @@ def mirror(repo: str, settings: MirrorSettings = MirrorSettings(), watcher: Watc
     commit = place.commit or find_commit(api, place.repo, place.revision, patience)
     source = PinnedRepo(api, place.repo, commit, patience, has_folders=True)
     num_files = len(source.files)  # asked for before anything is made
+    info = HubCalls(api=api, notice=watcher.note).run(
+        lambda: api.model_info(place.repo), what=f"looking at {place.repo}", repo=place.repo
+    )
     namespace, _, name = place.repo.partition("/")
     target = settings.name or f"{namespace if namespace in account.namespaces else account.name}/{name}"
+    prepare_target(source, info, calls, target, private=settings.private, replace=settings.replace)
     watcher.note(f"bringing {num_files} files of {place.repo} at {commit[:12]} to {target} at {calls.api.endpoint}")
-    calls.run(
-        lambda: calls.api.create_repo(target, private=settings.private, exist_ok=True),
-        what=f"creating {target}",
-        repo=target,
-    )
     cache = Cache(Cache(settings.cache_dir).root / "mirror")
     return bring(source, calls, target, cache, patience=patience, progress=bytes_of("mirroring", watcher))

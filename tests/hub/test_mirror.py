@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
 
-from shardhub.errors import AccessError, DigestMismatch, NotFound, UsageError
+from shardhub.errors import AccessError, Conflict, DigestMismatch, NotFound, UsageError
 from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.usecases.mirror import MirrorSettings, mirror
 from tests.hub import faulty
@@ -66,8 +67,6 @@ def listing(api: HfApi, repo: str) -> dict[str, object]:
 
 def test_mirror_has_exactly_the_sources_files(hubs: tuple[RunningHub, RunningHub], api: HfApi, tmp_path: Path) -> None:
     source = HfApi(endpoint=hubs[0].endpoint, token=False)
-    api.create_repo("ann/model", private=True)
-    api.upload_file(path_or_fileobj=b"old", path_in_repo="not in the source.txt", repo_id="ann/model")
     done = mirror(MODEL, settings_for(hubs[0]))
     assert listing(api, "ann/model") == listing(source, MODEL)
     assert (done.repo, done.num_files) == ("ann/model", len(CONTENTS) + 1)
@@ -77,6 +76,60 @@ def test_mirror_has_exactly_the_sources_files(hubs: tuple[RunningHub, RunningHub
     again = mirror(f"{hubs[0].endpoint}/{MODEL}")
     assert (again.sent_bytes, again.commit) == (0, done.commit)
     assert list((tmp_path / "cache" / "mirror" / "blobs").iterdir()) == []
+
+
+def test_other_contents_are_replaced_only_if_asked(hubs: tuple[RunningHub, RunningHub], api: HfApi) -> None:
+    """The target is by default a repo of the source's name, which may be somebody's own work."""
+    api.create_repo("ann/model", private=True)
+    own = {"path_in_repo": "own.safetensors", "path_or_fileobj": b"own" * 1000, "repo_id": "ann/model"}
+    before = api.upload_file(**own).oid
+    with pytest.raises(Conflict, match="already exists with other contents") as error:
+        mirror(MODEL, settings_for(hubs[0]))
+    assert "`replace`" in str(error.value.hint)
+    assert api.model_info("ann/model").sha == before
+    mirror(MODEL, settings_for(hubs[0], replace=True))
+    assert listing(api, "ann/model") == listing(HfApi(endpoint=hubs[0].endpoint, token=False), MODEL)
+    (tag,) = api.list_repo_refs("ann/model").tags
+    assert (tag.name, tag.target_commit) == (f"shardhub-before-{before[:12]}", before)
+    assert mirror(MODEL, settings_for(hubs[0])).sent_bytes == 0
+    changed = api.upload_file(**own).oid
+    with pytest.raises(Conflict):
+        mirror(MODEL, settings_for(hubs[0]))
+    assert api.model_info("ann/model").sha == changed
+
+
+def test_mirror_follows_its_source(hubs: tuple[RunningHub, RunningHub], api: HfApi) -> None:
+    """What a newer commit of the source no longer has is deleted; another source does not take over the mirror."""
+    source = HfApi(endpoint=hubs[0].endpoint, token=hubs[0].token("org"))
+    source.create_repo("org/moving", private=False, exist_ok=True)
+    for path in ("a.bin", "b.txt"):
+        source.upload_file(path_or_fileobj=path.encode(), path_in_repo=path, repo_id="org/moving")
+    mirror("org/moving", settings_for(hubs[0], name="ann/model"))
+    source.delete_file("a.bin", "org/moving")
+    mirror("org/moving", settings_for(hubs[0], name="ann/model"))
+    assert sorted(api.list_repo_files("ann/model")) == [".gitattributes", "b.txt"]
+    with pytest.raises(Conflict):
+        mirror(MODEL, settings_for(hubs[0], name="ann/model"))
+
+
+def test_a_private_source_is_not_shown_to_everyone(
+    hubs: tuple[RunningHub, RunningHub], api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = HfApi(endpoint=hubs[0].endpoint, token=hubs[0].token("org"))
+    source.create_repo("org/secret", private=True, exist_ok=True)
+    source.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="org/secret")
+    monkeypatch.setenv("SHARDHUB_SOURCE_TOKEN", hubs[0].token("org", role="read"))
+    to_model = settings_for(hubs[0], name="ann/model")
+    mirror("org/secret", to_model)
+    assert api.model_info("ann/model").private is True
+    api.update_repo_settings("ann/model", private=False)
+    for settings, reason in ((to_model, "everyone can read ann/model"), (replace(to_model, private=True), "is public")):
+        with pytest.raises(UsageError, match=reason):
+            mirror("org/secret", settings)
+    mirror("org/secret", replace(to_model, private=False))
+    api.delete_repo("ann/model")
+    mirror(MODEL, to_model)
+    assert api.model_info("ann/model").private is False
 
 
 def test_mirror_that_ended_early_goes_on(

@@ -9,14 +9,17 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
+from markupsafe import Markup
 
-from shardhub.localhub.pages import card_html
+from shardhub.localhub.rendered_cards import MAX_RENDERED_CHARS, card_html
 from shardhub.localhub.server import RunningHub, running_hub
 
 CARD = """---
@@ -183,6 +186,65 @@ def test_card_is_rendered() -> None:
     assert card_html("no metadata") == "<p>no metadata</p>\n"
     assert '<a href="https://example.org">' in card_html("[x](https://example.org)")
     assert "<a" not in card_html("[x](data:text/html,x)")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("smb://evil/x", "ms-msdt:/id", "ssh:x", "//evil.example", "/_sign-in", "other.md", "\\\\evil.example\\x"),
+        *("javascript:alert(1)", "JaVaScript&colon;alert(1)", "&#1;javascript:x", "https&#58;x", "file:///etc/passwd"),
+    ],
+)
+def test_other_addresses_in_a_card_are_not_links(address: str) -> None:
+    for card in (f"[label]({address})", f"[label]({address} 'title')", f"<{address}>", f"[label][1]\n\n[1]: {address}"):
+        html = card_html(card)
+        assert "<a" not in html, card
+        assert "</a" not in html, card
+
+
+def test_links_in_a_card_are_judged_one_by_one() -> None:
+    card = card_html("[a](ssh:x) [*b*](https://example.org) [c](x.md) <mailto:me@example.org> [d](HTTP://example.org)")
+    assert re.findall('<a href="([^"]*)">', card) == [
+        "https://example.org",
+        "mailto:me@example.org",
+        "HTTP://example.org",
+    ]
+    assert card.count("</a>") == 3
+    assert "<p>a <a" in card
+
+
+def test_a_long_card_is_shown_as_text() -> None:
+    """The renderer's time grows with the square of a hostile card's length; text of any length costs nothing."""
+    hostile = "[" * (256 << 10)
+    card = card_html(f"---\nlicense: mit\n---\n<b>{hostile}")
+    assert "it has 262,147 characters, and only cards of up to 16,384 are rendered" in card
+    assert f"<pre>&lt;b&gt;{hostile}</pre>" in card
+    assert card_html("*a*" + " " * (MAX_RENDERED_CHARS - 3)) == "<p><em>a</em></p>\n"
+
+
+def test_a_card_is_rendered_once(served: RunningHub, ann: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty readers of a costly card wait for one rendering, and listings are answered meanwhile."""
+    api = HfApi(endpoint=served.endpoint, token=served.token("ann"))
+    api.create_repo("ann/costly")
+    readme = b"costly " + b"[" * (MAX_RENDERED_CHARS - 7)
+    api.upload_file(path_or_fileobj=readme, path_in_repo="README.md", repo_id="ann/costly")
+    started, listed, rendered = threading.Event(), threading.Event(), []
+
+    def render(text: str) -> Markup:
+        rendered.append(text)
+        started.set()
+        assert listed.wait(60)
+        return card_html(text)
+
+    monkeypatch.setattr("shardhub.localhub.rendered_cards.card_html", render)
+    with ThreadPoolExecutor(20) as readers:
+        pages = [readers.submit(ann.get, "/ann/costly") for _ in range(20)]
+        assert started.wait(60)
+        assert ann.get("/").status_code == 200
+        listed.set()
+        assert {page.result().status_code for page in pages} == {200}
+    assert len(rendered) == 1
+    assert "costly [[" in ann.get("/ann/costly").text
 
 
 def test_printed_addresses_work(served: RunningHub, tmp_path: Path) -> None:

@@ -300,6 +300,38 @@ def test_sizes_have_limits(hub: RunningHub, sender: Sender, monkeypatch: pytest.
     assert left_over(hub.hub.folder) == []
 
 
+def test_a_list_repeats_chunks_only_so_often(hub: RunningHub, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small list cannot fill the disk: what it makes is bounded by the chunks it names, each counted once."""
+    monkeypatch.setattr("shardhub.localhub.xet.xorbs.MAX_REPEATED_BYTES", 2 * len(CONTENT))
+    part, first = WHOLE[0], (NAME, 0, 1, len(CHUNKS[0]))
+    others = [[part] * 5, [first, part] * 5]
+    for refused in ([(None, [part] * 17)], [(None, [part] * 7), *((None, ranges) for ranges in others)]):
+        assert sender.xorb() == 200
+        answer = sender.post("shards", file_list(*refused))
+        assert (answer.status_code, "HF_HUB_DISABLE_XET=1" in answer.text) == (413, True)
+        assert left_over(hub.hub.folder) == []
+        sender.start()
+    assert sender.xorb() == 200
+    assert sender.files((None, [part] * 16), *[(None, [part] * 16)] * 20) == 200
+    assert sender.xorb() == 200
+    assert sender.files((None, [first] * 3)) == 200
+    assert hub.hub.store.size_bytes(hashlib.sha256(CONTENT * 16).hexdigest()) == 16 * len(CONTENT)
+
+
+def test_equal_contents_are_written_once(hub: RunningHub, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five thousand empty files are one blob, and one wait for the disk; what is there already needs none."""
+    real, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), real(handle))[1])
+    assert sender.files(*[(None, [])] * 5000) == 200
+    num_synced = len(synced)
+    assert num_synced <= 3  # the file, its folder, and the folder of folders
+    assert sender.files((None, []), (hashlib.sha256(b"").hexdigest(), [])) == 200
+    assert len(synced) == num_synced
+    assert sender.commit(hashlib.sha256(b"").hexdigest(), 0)
+    assert sender.files((None, []), (SHA256, [])) == 400
+    assert left_over(hub.hub.folder) == []
+
+
 def test_an_address_needs_its_token(
     hub: RunningHub, api: HfApi, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:

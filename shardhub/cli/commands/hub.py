@@ -217,7 +217,17 @@ class MirrorFlags:
     name: Annotated[
         str | None, typer.Option(help="Repo to bring it to, USER/NAME; by default of the same name.", metavar="REPO")
     ] = None
-    private: Annotated[bool, typer.Option("--private", help="Create a repo that only you can read.")] = False
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Create a repo that only you, or everyone, can read; by default private if the model's own repo is.",
+        ),
+    ] = None
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace the files of another repo; the old commits stay, tagged."),
+    ] = False
     cache_dir: CacheDir = None
 
 
@@ -237,6 +247,7 @@ def mirror(
         source_endpoint=bringing.source_endpoint,
         name=bringing.name,
         private=bringing.private,
+        replace=bringing.replace,
         cache_dir=bringing.cache_dir,
     )
     done = bring(repo, settings, Terminal())

@@ -84,15 +84,15 @@ async def show_repo(request: Request) -> Response:
 
     def look() -> dict[str, Any]:
         kind = pages.kind_of(repo, tags(metadata_of(hub.store, commit)))
-        card = None if folder else _text(hub, commit.tree.get("README.md"))
         return {
             "kind": kind,
             "files": [_file(path, commit) for path in trees.listing(commit.tree, folder, recursive=False)],
-            "card": None if card is None else pages.card_html(card),
             "uses": [] if folder else pages.uses(repo, kind, base_url(request)),
         }
 
     looked = await run_in_threadpool(look)
+    entry = None if folder else commit.tree.get("README.md")
+    card = None if entry is None else await hub.cards.html(entry.sha256, lambda: _text(hub, entry))
     return await _page(
         request,
         "repo",
@@ -105,6 +105,7 @@ async def show_repo(request: Request) -> Response:
         above=folder.rpartition("/")[0],
         size=traffic_text(pages.size_bytes(commit)),
         num_files=len(commit.tree),
+        card=card,
         **looked,
     )
 

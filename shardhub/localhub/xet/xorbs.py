@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from itertools import accumulate
@@ -27,6 +27,10 @@ from shardhub.localhub.xet.decoder import MAX_XORB_BYTES, XorbDecoder
 from shardhub.localhub.xet.file_list import ChunkRange, ListedFile
 
 _READ_BYTES = 1 << 20
+# Files may repeat chunks, as checkpoints with a frozen part or a tensor of zeros do. But a list of a few kilobytes can
+# repeat a xorb until the disk is full, so what it makes is bounded by the chunks that it names.
+MAX_REPEATS = 16
+MAX_REPEATED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +44,9 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rebuilt:
-    """A file rebuilt from chunks, not yet a blob."""
+    """A file rebuilt from chunks, not yet a blob; `path` is None if there is a blob with the same content already."""
 
-    path: Path
+    path: Path | None
     sha256: str
     size_bytes: int
     places: tuple[Place, ...]
@@ -101,27 +105,32 @@ class Xorbs:
 
         Raises:
             Refusal: 400 chunks are missing or the bytes have another sha256; 404 the address takes no uploads; 413 a
-                file is too large; 507 no room.
+                file is too large, or the files repeat their chunks too often; 507 no room.
         """
         with self._catalog.reading() as connection:
             addresses.repo_at(connection, address)
-        rebuilt: list[_Rebuilt] = []
+        rebuilt: dict[tuple[ChunkRange, ...], _Rebuilt] = {}
         try:
             for file in files:
                 if file.size_bytes > max_file_bytes:
                     raise too_large("The file", max_file_bytes)
-            self._store.check_room(sum(file.size_bytes for file in files))
             lengths = _Lengths(self._catalog, address)
-            rebuilt.extend(self._rebuild_one(address, file, lengths) for file in files)
-            self._adopt(address, rebuilt)
+            self._store.check_room(_bytes_to_make(files, lengths))
+            for file in files:
+                if file.ranges not in rebuilt:
+                    rebuilt[file.ranges] = self._rebuild_one(address, file, lengths)
+                if file.sha256 not in (None, sha256 := rebuilt[file.ranges].sha256):
+                    raise bad_request(f"A file has sha256 {sha256}, not {file.sha256}: upload it again.")
+            self._adopt(address, rebuilt.values())
         except Refusal as refusal:
             if refusal.status != 507:
                 self.forget(address)
             raise
         finally:
-            for one in rebuilt:
-                one.path.unlink(missing_ok=True)
-        self._drop_placed(address, {place.xorb for one in rebuilt for place in one.places})
+            for one in rebuilt.values():
+                if one.path is not None:
+                    one.path.unlink(missing_ok=True)
+        self._drop_placed(address, {place.xorb for one in rebuilt.values() for place in one.places})
 
     def forget(self, address: str) -> None:
         """Forget an address and all that came there."""
@@ -155,25 +164,25 @@ class Xorbs:
                 for part in file.ranges:
                     for piece in self._pieces(address, part, lengths):
                         _copy(piece, target, digest)
-                os.fsync(target.fileno())
-            sha256 = digest.hexdigest()
-            if file.sha256 not in (None, sha256):
-                raise bad_request(f"A file has sha256 {sha256}, not {file.sha256}: upload it again.")
+                sha256 = digest.hexdigest()
+                is_new = self._store.size_bytes(sha256) != file.size_bytes
+                if is_new:
+                    os.fsync(target.fileno())
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        if not is_new:
+            path.unlink(missing_ok=True)
         offsets = accumulate((part.size_bytes for part in file.ranges), initial=0)
         places = tuple(
             Place(xorb=part.xorb, start=part.start, stop=part.stop, sha256=sha256, offset=offset)
             for part, offset in zip(file.ranges, offsets, strict=False)
         )
-        return _Rebuilt(path=path, sha256=sha256, size_bytes=file.size_bytes, places=places)
+        return _Rebuilt(path=path if is_new else None, sha256=sha256, size_bytes=file.size_bytes, places=places)
 
     def _pieces(self, address: str, part: ChunkRange, lengths: _Lengths) -> Iterator[_Piece]:
         """Where the bytes of a range of chunks lie, in order."""
         ends = lengths.ends(part.xorb)
-        if part.stop >= len(ends) or ends[part.stop] - ends[part.start] != part.size_bytes:
-            raise bad_request(f"The list of files does not match the chunks of xorb {part.xorb}.")
         xorb = self._path(address, part.xorb)
         if xorb.exists():
             yield _Piece(path=xorb, start=ends[part.start], num_bytes=part.size_bytes)
@@ -191,9 +200,12 @@ class Xorbs:
                 return
         raise _lost(part.xorb)
 
-    def _adopt(self, address: str, rebuilt: Iterable[_Rebuilt]) -> None:
+    def _adopt(self, address: str, rebuilt: Collection[_Rebuilt]) -> None:
         for one in rebuilt:
-            self._store.adopt(one.path, one.sha256)
+            if one.path is None:
+                self._store.renew(one.sha256)
+            else:
+                self._store.adopt(one.path, one.sha256)
         with self._catalog.writing() as connection:
             repo = addresses.repo_at(connection, address)
             for one in rebuilt:
@@ -270,6 +282,34 @@ class _Lengths:
                 raise _lost(xorb)
             self._ends[xorb] = [0, *accumulate(lengths)]
         return self._ends[xorb]
+
+
+def _bytes_to_make(files: Iterable[ListedFile], lengths: _Lengths) -> int:
+    """Bytes of all files that differ in their chunks.
+
+    Raises:
+        Refusal: 400, a range does not match the chunks of its xorb; 413, the files repeat chunks too often.
+    """
+    contents = {file.ranges: file.size_bytes for file in files}
+    named_bytes = 0
+    reached: dict[str, int] = {}
+    for part in sorted({part for ranges in contents for part in ranges}, key=lambda part: (part.xorb, part.start)):
+        ends = lengths.ends(part.xorb)
+        if part.stop >= len(ends) or ends[part.stop] - ends[part.start] != part.size_bytes:
+            raise bad_request(f"The list of files does not match the chunks of xorb {part.xorb}.")
+        start = max(part.start, reached.get(part.xorb, 0))
+        if start < part.stop:
+            named_bytes += ends[part.stop] - ends[start]
+            reached[part.xorb] = part.stop
+    num_bytes = sum(contents.values())
+    limit = max(MAX_REPEATS * named_bytes, MAX_REPEATED_BYTES)
+    if num_bytes > limit:
+        raise Refusal(
+            413,
+            f"The files would have {num_bytes} bytes, made of only {named_bytes} bytes by repeating them; the limit is "
+            f"{limit}. Upload them with HF_HUB_DISABLE_XET=1.",
+        )
+    return num_bytes
 
 
 def _copy(piece: _Piece, target: FileIO, digest: hashlib._Hash) -> None:
