@@ -169,7 +169,7 @@ def test_certificates_are_renewed_where_the_authority_serves(home):
             assert address == f"127.0.0.1:{port}"
             renewed = certs("renew", "--json", env=home)
             assert renewed.returncode == 0, renewed.stderr
-            assert [(one["name"], one["role"]) for one in json.loads(renewed.stdout)] == [("laptop", "head")]
+            assert [(one["name"], one["role"]) for one in json.loads(renewed.stdout)] == [("laptop", "member")]
             process.terminate()
             assert process.wait(60) == 0
     issued = json.loads(certs("show", "--json", env=home).stdout)["authority"]["issued"]
