@@ -214,7 +214,7 @@ class Terminal:
     def _report(self, state: Progress) -> None:
         """Write a line for each tenth of a total, whatever activities take turns on the parts of it."""
         total, tenths = self._reported
-        reached = state.done * _NUM_REPORTS // max(1, state.total)
+        reached = min(_NUM_REPORTS, state.done * _NUM_REPORTS // max(1, state.total))
         if total != state.total or reached == 0:  # another one begins
             tenths = 0
         if reached > tenths:

@@ -7,13 +7,12 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.engine.engine import Engine, Ran
 from shardhub.errors import HandshakeError, NodeLoading, NodeUnreachable, Overloaded, ShardhubError, WireError
 from shardhub.node.caller_check import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
@@ -36,6 +35,9 @@ from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import ChannelOpener, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeServicer
 from shardhub.wire.status import to_status
+
+if TYPE_CHECKING:  # heads import this module, and need no engine
+    from shardhub.engine.engine import Engine, Ran
 
 log = logging.getLogger(__name__)
 

@@ -164,7 +164,7 @@ def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> 
     code, report = shown(other, [served[0].address])
     assert code == 5
     assert [node["state"] for node in report["nodes"]] == ["serves something else"]
-    assert report["nodes"][0]["error"]["error"] == "HandshakeError"
+    assert report["nodes"][0]["error"]["error"] == "OtherPipeline"
     assert report["unserved"] == [0, 1]
 
 
