@@ -364,10 +364,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="left-open-when-back",
         what="Sessions that were given up while a node was away are not closed once it is back.",
-        path=f"{_CHAIN}/chain.py",
-        old="            await self.leases.close_left_open(link)\n",
-        new="",
-        seed=84,
+        path=f"{_CHAIN}/leases.py",
+        old="            self._left_open.setdefault(link.name, []).append((session, epoch))\n",
+        new="            pass\n",
+        seed=51,
     ),
     Mutant(
         name="broken-link-is-used",
@@ -594,7 +594,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/prefixes.py",
         old="        self.drop(session)\n        await session.close()\n",
         new="        self.drop(session)\n",
-        seed=193,
+        seed=853,
     ),
     Mutant(
         name="parked-loss-not-reported",
