@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +67,32 @@ asyncio.run(main())
 """
 
 
+@contextmanager
+def _pinned(core: int | None) -> Iterator[None]:
+    """Keep this thread on one core, where the system lets a process choose."""
+    if core is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Worker:
     """A process that answers each line on its stdin with a JSON line."""
 
     def __init__(self, command: list[str], *, core: int | None) -> None:
-        def pin() -> None:
-            if core is not None and hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, {core})
-
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **_ONE_THREAD, "SHARDHUB_BLAS": "reference"},
-            preexec_fn=pin,
-        )
+        with _pinned(core):  # what is started is pinned as this thread is
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **_ONE_THREAD, "SHARDHUB_BLAS": "reference"},
+            )
 
     def read(self) -> str:
         assert self.process.stdout is not None

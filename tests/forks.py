@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import runpy
 import socket
 import subprocess
@@ -41,21 +42,27 @@ _MOST_FDS = 1024
 _COMMAND = (sys.executable, "-m", "shardhub")
 
 
-def popen(arguments: list[str], *, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
-    """Start `shardhub` with these arguments; takes what `subprocess.Popen` takes.
+def popen(
+    arguments: list[str], *, env: dict[str, str] | None = None, num_files: int | None = None, **options: Any
+) -> subprocess.Popen[Any]:
+    """Start `shardhub` with these arguments; takes what `subprocess.Popen` takes, but for `preexec_fn`.
+
+    With `preexec_fn` Python forks this process, and the fork runs gRPC's handlers, whose poller then ends it now and
+    then: Python has closed its descriptor already (grpcio 1.81).
 
     Args:
         arguments: Of the command.
         env: Its whole environment; this process's without it.
+        num_files: The limit on its open files; this process's without it.
         options: More for `Popen`; with `start_new_session` a terminal on standard input controls the session.
     """
     env = dict(os.environ) if env is None else env
-    server = _server() if "preexec_fn" not in options else None
+    server = _server()
     if server is None or not server.is_like(env):
-        if options.get("start_new_session"):
-            options["preexec_fn"] = _take_terminal
-        return subprocess.Popen([*_COMMAND, *arguments], env=env, **options)
-    return _Forked([*_COMMAND, *arguments], env=env, **options)
+        has_session = bool(options.get("start_new_session"))
+        setting = json.dumps({"has_session": has_session, "num_files": num_files})
+        return subprocess.Popen([sys.executable, __file__, setting, *_COMMAND, *arguments], env=env, **options)
+    return _Forked([*_COMMAND, *arguments], env=env, num_files=num_files, **options)
 
 
 def run(arguments: list[str], *, stdin: str, timeout: float, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -73,8 +80,10 @@ def run(arguments: list[str], *, stdin: str, timeout: float, env: dict[str, str]
 class _Forked(subprocess.Popen[Any]):
     """A process forked by the server."""
 
-    def __init__(self, *args: Any, start_new_session: bool = False, **options: Any) -> None:
-        self._has_session = start_new_session
+    def __init__(
+        self, *args: Any, start_new_session: bool = False, num_files: int | None = None, **options: Any
+    ) -> None:
+        self._setting = {"has_session": start_new_session, "num_files": num_files}
         super().__init__(*args, **options)
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
@@ -91,7 +100,7 @@ class _Forked(subprocess.Popen[Any]):
                 cwd=os.fspath(cwd or os.getcwd()),
                 env=env,
                 fds=streams,
-                has_session=self._has_session,
+                setting=self._setting,
             )
             self._child_created = True
         finally:
@@ -121,14 +130,15 @@ class _Server:
         return _comparable(env) == self._env
 
     def fork(
-        self, arguments: list[str], *, cwd: str, env: dict[str, str], fds: list[int], has_session: bool = False
+        self, arguments: list[str], *, cwd: str, env: dict[str, str], fds: list[int], setting: dict[str, Any]
     ) -> int:
         """Fork a process; returns its id, as a child of this process.
 
         Args:
-            has_session: Whether it gets a session of its own, controlled by its standard input if that is a terminal.
+            setting: `has_session`, whether it gets a session of its own, controlled by its standard input if that is
+                a terminal; `num_files`, its limit on open files.
         """
-        request = json.dumps({"arguments": arguments, "cwd": cwd, "env": env, "has_session": has_session}).encode()
+        request = json.dumps({"arguments": arguments, "cwd": cwd, "env": env, "setting": setting}).encode()
         with self._lock:
             _adopt_orphans(True)
             try:
@@ -163,9 +173,11 @@ def _adopt_orphans(is_adopting: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _take_terminal() -> None:
-    """Let the terminal on standard input, if there is one, control this session: Ctrl-C there ends this process."""
-    if os.isatty(0):
+def _settle(*, has_session: bool, num_files: int | None) -> None:
+    """Limit this process's files, and let a terminal on standard input control its session: Ctrl-C there ends it."""
+    if num_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
+    if has_session and os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -191,16 +203,16 @@ class _Program:
     cwd: str
     env: dict[str, str]
     fds: list[int]
-    has_session: bool
+    setting: dict[str, Any]
 
     def run(self) -> None:
         """Become the program."""
         for own, theirs in enumerate(self.fds):
             os.dup2(theirs, own)
-        if self.has_session:
+        if self.setting["has_session"]:
             os.setsid()
-            _take_terminal()
         os.closerange(len(self.fds), _MOST_FDS)
+        _settle(**self.setting)
         os.chdir(self.cwd)
         os.environ.clear()
         os.environ.update(self.env)
@@ -251,4 +263,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1].startswith("{"):
+        _settle(**json.loads(sys.argv[1]))
+        os.execv(sys.argv[2], sys.argv[2:])
     main()

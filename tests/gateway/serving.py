@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from resource import RLIMIT_NOFILE, setrlimit
 
 from tests import nodes
 
@@ -28,8 +26,7 @@ class GatewayProcess(nodes.Announced):
         num_files: int | None = None,
     ) -> None:
         named = [part for address in addresses for part in ("--node", address)]
-        limits = {} if num_files is None else {"preexec_fn": partial(setrlimit, RLIMIT_NOFILE, (num_files, num_files))}
-        super().__init__("gateway", pipeline, *named, *options, env=env, **limits)
+        super().__init__("gateway", pipeline, *named, *options, env=env, num_files=num_files)
         self.wait_ready()
 
     @property
