@@ -39,6 +39,7 @@ LAYERS = {
     "manifest": 1,
     "naming": 1,
     "parameters": 1,
+    "placing": 1,
     "planning": 1,
     "protocol": 1,
     "tensors": 1,
