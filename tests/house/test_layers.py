@@ -65,6 +65,7 @@ LAYERS = {
     "text": 4,
     "node": 5,
     "chain": 5,
+    "resident": 5,
     "demo": 6,
     "gateway": 6,
     "selftest": 6,
