@@ -10,12 +10,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from shardhub.node.file_servicer import FileServicer
-from shardhub.node.parser import Parser
 from shardhub.node.servicer import StageServicer
 from shardhub.security.keeper import keep
 from shardhub.security.trust import Trust
 from shardhub.wire.caller_check import CallerCheck
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
+from shardhub.wire.parser import Parser
 from shardhub.wire.ports import bind
 from shardhub.wire.secure import trust_handler
 from shardhub.wire.shardhub_pb2_grpc import add_FilesServicer_to_server, add_NodeServicer_to_server
