@@ -25,7 +25,7 @@ from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
 from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
 from shardhub.resident.resident import Resident
 from shardhub.resident.server import ResidentServer
-from shardhub.resident.words import NodeOptions, node_words
+from shardhub.resident.words import NodeOptions, node_words, option, switch
 from shardhub.security.certificates import Role, check_name
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster_place import ClusterPlace, MachineFile, own_name, write_machine
@@ -318,16 +318,14 @@ def _environment(place: ClusterPlace) -> dict[str, str]:
 
 def resident_words(settings: ResidentSettings) -> list[str]:
     """The command that runs a resident with these settings, without the program."""
-    words = ["resident", "run", "--port", str(settings.port)]
-    if settings.name is not None:
-        words += ["--name", settings.name]
-    if settings.host is not None:
-        words += ["--host", settings.host]
-    if settings.insecure_lan:
-        words.append("--insecure-lan")
-    for seed in settings.seeds:
-        words += ["--seed", seed]
-    return words
+    return [
+        *("resident", "run"),
+        *option("port", settings.port),
+        *option("name", settings.name),
+        *option("host", settings.host),
+        *switch("insecure-lan", settings.insecure_lan),
+        *(word for seed in settings.seeds for word in option("seed", seed)),
+    ]
 
 
 def stop_resident(place: ClusterPlace, *, keep_nodes: bool = False) -> bool:

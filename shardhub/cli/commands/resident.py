@@ -184,9 +184,8 @@ def measure(output: Output) -> int:
         return 0
     print(f"{measured.chip} ({measured.backend})")
     print(f"nodes may take {size_text(measured.budget_bytes)}")
-    print(
-        f"reads weights at {measured.read_bytes_per_s / 1e9:.3g} GB/s, and takes {measured.step_s * 1000:.3g} ms a step"
-    )
+    print(f"reads weights at {size_text(int(measured.read_bytes_per_s))}/s")
+    print(f"takes {measured.step_s * 1000:.3g} ms a step beside reading")
     return 0
 
 
