@@ -16,6 +16,7 @@ from typing import Literal
 from shardhub.address import Address, ip_of
 from shardhub.clock import SYSTEM_CLOCK
 from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
+from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach
 from shardhub.naming import RESIDENT_PORT
 from shardhub.resident.gossip import USUAL_PACE, Pace
@@ -30,6 +31,7 @@ from shardhub.security.certificates import Role, check_name
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster_place import ClusterPlace, MachineFile, own_name, write_machine
 from shardhub.usecases.gauge import MachineGauge
+from shardhub.usecases.resident_files import ResidentFiles
 from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.version import __version__
 
@@ -162,9 +164,13 @@ async def _run(
     dialer = GrpcResidents(Security(trust=trust, everywhere=trust is not None, insecure_lan=settings.insecure_lan))
     resident = Resident(gauge, folder, nodes, dialer, pace=settings.pace)
     running = RunningResident(name=name, address=str(Address(host, server.port)), resident=resident, trust=trust)
-    await server.start(resident)
+    files = ResidentFiles(Cache(None))
+    await server.start(resident, [files.add_to])
     resident.start(settings.seeds)
-    beside = [asyncio.create_task(_keep_logs_short(folder.log, nodes))]
+    beside = [
+        asyncio.create_task(_keep_logs_short(folder.log, nodes)),
+        asyncio.create_task(files.follow(resident)),
+    ]
     if settings.is_measured:
         beside.append(asyncio.create_task(gauge.measure(resident.changed)))
     try:

@@ -14,6 +14,7 @@ from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
 from shardhub.cli.options import Tls
 from shardhub.cli.run import error_record
+from shardhub.cli.run import run as carry_out
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import RESIDENT_PORT
@@ -244,8 +245,18 @@ def _log_with_dates(*, is_debugging: bool) -> None:
 
 
 resident_app = make_group(
-    "resident", "The process that stays on a machine of a cluster, and starts and ends its nodes."
+    "resident",
+    "The process that stays on a machine of a cluster, and starts and ends its nodes; without a command, runs it here.",
+    no_args_is_help=False,
+    invoke_without_command=True,
 )
 RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, install, uninstall, measure)
 for command in RESIDENT_COMMANDS:
     resident_app.command(cls=Command)(flattened(command))
+
+
+@resident_app.callback()
+def foreground(context: typer.Context) -> None:
+    """Run the resident here, if no command is given."""
+    if context.invoked_subcommand is None:
+        carry_out(lambda: run(ResidentFlags(), Output()))
