@@ -109,12 +109,13 @@ class KnownMachines:
         )
         return known is None
 
-    def reached(self, name: str, address: str) -> None:
-        """A machine has answered at an address."""
+    def reached(self, name: str, address: str) -> bool:
+        """A machine has answered at an address; returns whether it did not answer before."""
         known = self._by_name[name]
-        self._by_name[name] = replace(
-            known, is_reachable=True, trouble="", addresses=_merged((address,), known.addresses)
-        )
+        if not known.is_reachable:
+            merged = _merged((address,), known.addresses)
+            self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=merged)
+        return not known.is_reachable
 
     def lost(self, name: str, error: ShardhubError) -> None:
         """A machine answers at none of its addresses."""
