@@ -23,17 +23,15 @@ from shardhub.node.metrics import MetricsEndpoint, TrafficMetrics, check_metrics
 from shardhub.protocol import KvQuantization
 from shardhub.security.trust import Security
 from shardhub.setting_checks import check_settings
-from shardhub.shard import Shard, check_adjacent, inexact_of
+from shardhub.shard import Shard, inexact_of
 from shardhub.sizes import parse_size
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.addresses import networks
 from shardhub.usecases.awake import awake
 from shardhub.usecases.block import Block
-from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.neighbourhood import Neighbourhood, named_neighbours
-from shardhub.usecases.other_version import note_newer_version
-from shardhub.usecases.places import Places
+from shardhub.usecases.neighbourhood import Neighbourhood
+from shardhub.usecases.served_shards import fetch_shards
 from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import node_trust
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -267,26 +265,16 @@ class Serving(Block[Node]):
         )
         stack.callback(lambda: loop.wait(lobby.close()))
         self.security = Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan)
-        asked = exchange.ask(
-            named_neighbours(settings.neighbours, watcher, own=Address(settings.host, settings.port)),
+        shards = fetch_shards(
+            self._named,
+            settings,
+            exchange=exchange,
+            own=Address(settings.host, settings.port),
             loop=loop,
             security=self.security,
-            allowed=peers,
-            announce=lambda: loop.wait(lobby.open()) if settings.share else 0,
+            announce=lambda: loop.wait(lobby.open()),
+            watcher=watcher,
         )
-        with asked as neighbours:
-            places = Places(
-                settings.cache_dir,
-                settings.cache_limit,
-                watcher=watcher,
-                neighbours=neighbours,
-                traffic=exchange.traffic,
-            )
-            shards = check_adjacent(
-                choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
-            )
-        if not settings.follow:
-            note_newer_version(self._named, shards, places, watcher)
         context = served_context(shards[0].config, settings.context)
         if text := warning(shards[0].config, context.positions):
             watcher.note(f"warning: {text}")
