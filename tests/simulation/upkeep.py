@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _STALLED_S, _KEPT_WAITING_S = 4.0, 8.0
 # Virtual seconds in which a head closes what it has given up.
 _CLOSED_WITHIN_S = 3.0
+# Virtual seconds after which a job of a node was begun while the node was slow; it closes sessions between jobs.
+_LONG_JOB_S = 2.0
 # Beyond these a line is slow.
 _SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
 
@@ -48,6 +50,8 @@ class Upkeep:
                 yield from self._lost_steps(head)
                 yield from self._stalled(head, now)
         for node in self._world.nodes:
+            if node.slowness != 1 or (node.engine is not None and node.engine.busy_s > _LONG_JOB_S):
+                self._slow_at[node] = now
             yield from self._late_leases(node, now)
             yield from self._given_up(node, now)
 
@@ -86,8 +90,6 @@ class Upkeep:
         Renewals wait for the step that runs, and a slow node's step may take longer than that third.
         """
         lease_s = self._world.scenario.lease_s
-        if node.slowness != 1:
-            self._slow_at[node] = now
         since = max(self._fine_since, self._slow_at.get(node, -lease_s))
         if node.engine is None or not node.is_up or now - since < lease_s:
             return
@@ -115,7 +117,7 @@ class Upkeep:
                 if entry.head != chain.head or entry.parked_at is not None or (known and not known.is_parked):
                     continue
                 since = self._given_up_since[node, session] = before.get((node, session), now)
-                if now - max(since, self._fine_since) > _CLOSED_WITHIN_S:
+                if now - max(since, self._fine_since, self._slow_at.get(node, since)) > _CLOSED_WITHIN_S:
                     yield f"{node.name} holds a session that {head.name} has given up"
 
 
