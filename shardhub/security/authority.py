@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,6 +41,8 @@ LEDGER_FILE = "ledger.json"
 REVOKED_FILE = "revoked.pem"
 _LOCK_FILE = "lock"
 OWN_NAME = "authority"
+# Of a name that gets a number, so that both together are a name.
+_MAX_STEM = 56
 
 
 class Issued(Document):
@@ -187,6 +190,18 @@ class Authority:
             kept = tuple(one for one in ledger.issued if one.revoked_at or _is_recent(one, now))
             self._write(ledger.model_copy(update={"issued": (*kept, entry)}))
         return made
+
+    def free_name(self, name: str) -> str:
+        """A name that no machine has: the given one, or the first of NAME-2, NAME-3 and so on.
+
+        Raises:
+            UsageError: The name is not valid.
+        """
+        taken = {one.name for one in self.ledger().issued} | {OWN_NAME}
+        if check_name(name) not in taken:
+            return name
+        numbered = (f"{name[:_MAX_STEM]}-{number}" for number in count(2))
+        return next(each for each in numbered if each not in taken)
 
     def check_not_revoked(self, name: str, ledger: Ledger | None = None) -> None:
         """Check that a name was not revoked; a revoked name is never reused, so that it stands for one owner for ever.

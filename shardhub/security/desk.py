@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from shardhub.address import ip_of
 from shardhub.errors import CertificateRefused, ShardhubError, WireError
@@ -28,6 +29,7 @@ from shardhub.security.certificates import (
     Peer,
     Role,
     check_host,
+    check_name,
     hub_hosts,
     key_pem,
     new_key,
@@ -37,6 +39,7 @@ from shardhub.security.certificates import (
 )
 from shardhub.security.files import write_file
 from shardhub.security.invite import Invite
+from shardhub.security.open_invites import OpenInvites
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +56,22 @@ class Desk:
     Args:
         authority: Issues the certificates.
         clock: Returns the current time.
-        invite: Invitation of the machine that may join; None lets none join.
+        invite: Invitation of the machine that may join; None lets none join with it.
+        invites: Open invitations, with which machines join under names of their own; None lets none join so.
     """
 
-    def __init__(self, authority: Authority, *, clock: Callable[[], dt.datetime], invite: Invite | None = None) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        *,
+        clock: Callable[[], dt.datetime],
+        invite: Invite | None = None,
+        invites: OpenInvites | None = None,
+    ) -> None:
         self._authority = authority
         self._clock = clock
         self._invite = invite
+        self._invites = invites
         self._at_once = asyncio.Semaphore(_MAX_AT_ONCE)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server: asyncio.Server | None = None
@@ -131,7 +143,10 @@ class Desk:
                 case "authority":
                     return {"authority": self._authority.pem.decode()}
                 case "join":
-                    return self._join(_text(request, "secret"), _text(request, "request").encode())
+                    secret, key = _text(request, "secret"), requested_key(_text(request, "request").encode())
+                    if self._invites is not None and "name" in request:
+                        return self._join_as(request, secret, key)
+                    return self._join(secret, key)
                 case "renew":
                     return self._renew(self._known(writer), _text(request, "request").encode())
                 case "hub":
@@ -148,7 +163,26 @@ class Desk:
         except ShardhubError as error:
             return {"error": type(error).__name__, "what": error.what, "why": error.why, "hint": error.hint}
 
-    def _join(self, secret: str, request: bytes) -> dict[str, Any]:
+    def _join_as(self, request: dict[str, Any], secret: str, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
+        """Let a machine join under the name that it asks for."""
+        assert self._invites is not None
+        name, asked = check_name(_text(request, "name")), _text(request, "role")
+        role = next((role for role in MACHINE_ROLES if role.value == asked), None)
+        if role is None:
+            raise WireError(f"The authority does not know the role {asked[:80]!r}.", hint="Upgrade shardhub.")
+        self._invites.admit(secret, role)
+        free = self._authority.free_name(name)
+        if free != name and request.get("or_numbered") is not True:
+            raise CertificateRefused(
+                f"{name} is the name of another machine of this cluster.",
+                why="A name stands for one machine, also after that machine has left.",
+                hint=f"Choose another name: `name` {free}",
+            )
+        certificate = self._authority.issue(key, name=free, role=role, now=self._clock())
+        log.info("%s has joined as a %s", free, role.value)
+        return self._joined(free, role, certificate)
+
+    def _join(self, secret: str, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
         if self._invite is None:
             raise CertificateRefused(
                 "The authority has no open invitation.", hint="Run `shardhub certs invite NAME` first."
@@ -158,11 +192,13 @@ class Desk:
         finally:
             if not self._invite.is_open:
                 self.is_closed.set()
-        key = requested_key(request)
         name, role = self._invite.name, self._invite.role
         certificate = self._authority.issue(key, name=name, role=role, now=self._clock())
         self._invite.is_used = True
         self.is_closed.set()
+        return self._joined(name, role, certificate)
+
+    def _joined(self, name: str, role: Role, certificate: x509.Certificate) -> dict[str, Any]:
         return {"name": name, "role": role.value, "desk": self._authority.ledger().desk, **self._issued(certificate)}
 
     def _known(self, writer: asyncio.StreamWriter) -> Peer:

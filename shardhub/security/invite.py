@@ -73,8 +73,8 @@ class Invite:
 
     def line(self, address: str, fingerprint: str) -> InviteLine:
         """Make a secret and the line that carries it; an earlier line becomes invalid."""
-        secret = secrets.token_urlsafe(_SECRET_BYTES)
-        self._digest = _digest(secret)
+        secret = new_secret()
+        self._digest = secret_digest(secret)
         return InviteLine(address=address, fingerprint=fingerprint, secret=secret)
 
     @property
@@ -104,12 +104,18 @@ class Invite:
                 why=why,
                 hint="Ask for a new one, made with `shardhub certs invite NAME`.",
             )
-        if not hmac.compare_digest(_digest(secret), self._digest):
+        if not hmac.compare_digest(secret_digest(secret), self._digest):
             self._num_wrong += 1
             raise CertificateRefused(
                 "The secret is not that of the open invitation.", hint="Copy the whole line of the invitation."
             )
 
 
-def _digest(secret: str) -> bytes:
+def new_secret() -> str:
+    """Make a secret of 160 random bits, as text for a line."""
+    return secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def secret_digest(secret: str) -> bytes:
+    """What the authority keeps of a secret: its sha256."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import json
 import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,27 @@ class Joined:
     peer: Peer
 
 
-async def join(line: InviteLine, folder: Path) -> Joined:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a machine that joins wants to be, where the invitation leaves that open.
+
+    Attributes:
+        name: Its name.
+        may_be_numbered: Whether the name gets a number if another machine has it.
+    """
+
+    name: str
+    role: Role = Role.MEMBER
+    may_be_numbered: bool = False
+
+
+async def join(line: InviteLine, folder: Path, wish: Wish | None = None) -> Joined:
     """Make a key, have it certified, and write both to a folder. The key never leaves this machine.
 
     Args:
+        line: The invitation.
         folder: This machine's folder of certificates; one of the same role is replaced.
+        wish: What it wants to be; None takes what the invitation says.
 
     Raises:
         CertificateRefused: The authority is not the one the line names, or refuses the invitation.
@@ -75,7 +91,9 @@ async def join(line: InviteLine, folder: Path) -> Joined:
         )
     check_folder(folder, authority_pem)  # before the invitation is used
     key = new_key()
-    request = {"ask": "join", "secret": line.secret, "request": make_request(key).decode()}
+    request: dict[str, object] = {"ask": "join", "secret": line.secret, "request": make_request(key).decode()}
+    if wish is not None:
+        request |= {"name": wish.name, "role": wish.role.value, "or_numbered": wish.may_be_numbered}
     answer = await ask(line.address, request, _trusting(authority_pem))
     certificate = load_certificate(_text(answer, "certificate").encode())
     check_issued(certificate, authority)
@@ -153,7 +171,7 @@ async def hear_revocations(trust: Trust, address: str) -> None:
 
 async def ask(
     address: str,
-    request: dict[str, str],
+    request: Mapping[str, object],
     context: ssl.SSLContext,
     *,
     host: str | None = AUTHORITY_HOST,

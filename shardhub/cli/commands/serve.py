@@ -27,7 +27,9 @@ from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import NODE_PORT
 
 if TYPE_CHECKING:
-    from shardhub.usecases.serve import NodeFacts
+    from shardhub.usecases.follow import Following
+    from shardhub.usecases.node_record import RecordingWatcher
+    from shardhub.usecases.serve import NodeFacts, Serving
 
 
 @flags("What is served")
@@ -122,6 +124,7 @@ def serve(
     output: Output,
 ) -> int:
     """Serve a stage until SIGTERM; prints its address and layers when ready."""
+    from shardhub.usecases.node_record import recorded
     from shardhub.usecases.serve import ServeSettings
     from shardhub.usecases.serve import serve as serve_stage
 
@@ -151,18 +154,23 @@ def serve(
         share=not sharing.no_share,
         share_rate=sharing.share_rate,
     )
-    serving = serve_stage(shards, settings, Terminal(), end=os._exit)
+    with recorded(Terminal()) as (watcher, record):
+        return _serve(serve_stage(shards, settings, watcher, end=os._exit), record, listening.host, output)
 
+
+def _serve(serving: Serving | Following, record: RecordingWatcher | None, host: str, output: Output) -> int:
     def stop(number: int) -> None:
         # Before there is a node, a signal ends the command; a second one ends the node at once.
         if not serving.ask_to_stop(number):
             raise SystemExit(128 + number)
 
     with on_signals(stop), serving as node:
+        if record is not None:
+            record.ready(node.address)
         if output.as_json:
             announce(json.dumps(_record(node.facts)))
         else:
-            _tell(node.facts, settings.host)
+            _tell(node.facts, host)
         return node.wait()
 
 

@@ -1,0 +1,163 @@
+"""Deployments: which machines of a cluster serve which layers of a pipeline, as members have ordered.
+
+There is one document a pipeline for the whole cluster. Every order makes a new one with a higher counter; residents
+hand on the newest they know, and keep it. Two orders given at once have the same counter, and the member's name
+decides: one of them wins whole, on every machine, in whatever order they arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Digest, Document
+from shardhub.naming import PLAIN_FILE_PATTERN
+from shardhub.security.certificates import NAME_PATTERN
+
+MAX_DEPLOYMENTS = 256
+MAX_REPLICAS = 16
+# Place of a pipeline that is published nowhere: its manifest is handed on with the order.
+HANDED_ON = "handed-on"
+
+MachineName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+Layer = Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+
+
+class Assignment(Document):
+    """The layers [start, stop) of a pipeline on a machine.
+
+    Attributes:
+        replica: Which of the deployment's chains it belongs to.
+    """
+
+    machine: MachineName
+    start: Layer
+    stop: Layer
+    replica: Annotated[int, Field(ge=0, lt=MAX_REPLICAS)] = 0
+
+    @model_validator(mode="after")
+    def _forward(self) -> Assignment:
+        if self.stop <= self.start:
+            raise ValueError(f"[{self.start}, {self.stop}) has no layers")
+        return self
+
+
+class Capacity(Document):
+    """What the nodes of a deployment are started for.
+
+    Attributes:
+        context: Positions of a session; None takes the model's limit, as memory allows.
+        max_sessions: Most sessions at once.
+        kv_bits: Bits of K and V; None keeps them as they are.
+    """
+
+    context: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    max_sessions: Annotated[int, Field(ge=1, le=4096)] = 16
+    kv_bits: Literal[4, 8] | None = None
+
+
+class Deployment(Document):
+    """What is ordered for one pipeline.
+
+    Attributes:
+        name: The pipeline's, by which it is known in the cluster.
+        counter: One more than that of the order before.
+        member: Whose order it is.
+        pipeline_id: Digest of the pipeline's manifest; None when it is not served any more.
+        place: Repo and commit, or folder, from which machines fetch it; `HANDED_ON` where its documents come with the
+            order.
+        borders: Layers at which its shards begin, and its number of layers; if empty, those of the assignments.
+        assignments: Which machines serve it; empty when it is not served any more.
+    """
+
+    kind: Literal["shardhub-deployment"] = "shardhub-deployment"
+    format_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=PLAIN_FILE_PATTERN)]
+    counter: Annotated[int, Field(ge=1, lt=1 << 53)]
+    member: MachineName
+    pipeline_id: Digest | None = None
+    place: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    capacity: Capacity = Capacity()
+    borders: Annotated[tuple[Layer, ...], Field(max_length=MAX_STAGES + 1)] = ()
+    assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_STAGES * MAX_REPLICAS)] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Deployment:
+        if (self.pipeline_id is None) != (not self.assignments) or (self.place is None) != (not self.assignments):
+            raise ValueError("a pipeline has an id, a place and machines that serve it, or none of these")
+        if len({(each.machine, each.replica) for each in self.assignments}) != len(self.assignments):
+            raise ValueError("a machine has two stages of one chain")
+        last = {self._check_chain(replica) for replica in sorted({each.replica for each in self.assignments})}
+        if len(last) > 1:
+            raise ValueError("its chains have different numbers of layers")
+        if list(self.borders) != sorted(set(self.borders)):
+            raise ValueError("its borders are not in order")
+        for each in self.assignments:
+            if not {each.start, each.stop} <= set(self.borders or (each.start, each.stop)):
+                raise ValueError(f"no shards are those of layers [{each.start}, {each.stop})")
+        return self
+
+    def _check_chain(self, replica: int) -> int:
+        """Check that a chain covers every layer once; returns their number."""
+        stages = sorted((each.start, each.stop) for each in self.assignments if each.replica == replica)
+        if stages[0][0] != 0 or any(before[1] != after[0] for before, after in pairwise(stages)):
+            raise ValueError(f"chain {replica} leaves out layers, or has some twice")
+        return stages[-1][1]
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Of two deployments of one pipeline, the one with the greater order holds."""
+        return (self.counter, self.member)
+
+    def shards_of(self, assignment: Assignment) -> tuple[int, int]:
+        """Numbers of the first and the last shard that an assignment takes."""
+        borders = self.borders or sorted({layer for each in self.assignments for layer in (each.start, each.stop)})
+        return borders.index(assignment.start), borders.index(assignment.stop) - 1
+
+    def of(self, machine: str) -> tuple[Assignment, ...]:
+        """What a machine is to serve, in the order of layers."""
+        own = (each for each in self.assignments if each.machine == machine)
+        return tuple(sorted(own, key=lambda each: (each.start, each.replica)))
+
+
+class Deployments:
+    """The newest deployment of each pipeline that a resident knows.
+
+    Args:
+        known: Those it knew before.
+    """
+
+    def __init__(self, known: Mapping[str, Deployment] | None = None) -> None:
+        self._by_name = dict(known or {})
+
+    def __iter__(self) -> Iterator[Deployment]:
+        """All of them, by name."""
+        return iter([self._by_name[name] for name in sorted(self._by_name)])
+
+    def get(self, name: str) -> Deployment | None:
+        """The newest deployment of a pipeline; None if there never was one."""
+        return self._by_name.get(name)
+
+    def next_counter(self, name: str) -> int:
+        """The counter of the next order for a pipeline."""
+        known = self._by_name.get(name)
+        return 1 if known is None else known.counter + 1
+
+    def take(self, deployment: Deployment) -> bool:
+        """Take a deployment if it is newer than the known one of its pipeline; returns whether it was."""
+        known = self._by_name.get(deployment.name)
+        if known is not None and known.order >= deployment.order:
+            return False
+        self._by_name[deployment.name] = deployment
+        return True
+
+    def newer_than(self, orders: Mapping[str, tuple[int, str]]) -> list[Deployment]:
+        """Those that somebody who knows these orders, by pipeline, does not have."""
+        return [each for each in self if (known := orders.get(each.name)) is None or known < each.order]
+
+    def orders(self) -> dict[str, tuple[int, str]]:
+        """What is known, by pipeline."""
+        return {each.name: each.order for each in self}
