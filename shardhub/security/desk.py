@@ -141,7 +141,8 @@ class Desk:
             request = _parse(line)
             match request.get("ask"):
                 case "authority":
-                    return {"authority": self._authority.pem.decode()}
+                    now = self._clock().isoformat(timespec="seconds")
+                    return {"authority": self._authority.pem.decode(), "now": now}
                 case "join":
                     secret, key = _text(request, "secret"), requested_key(_text(request, "request").encode())
                     if self._invites is not None and "name" in request:

@@ -1,4 +1,4 @@
-"""A machine that announces itself and prints whom it notices, an address a line, for tests in namespaces: NAME FINGERPRINT PORT."""
+"""A machine that announces itself, and prints an address a line, for tests in namespaces: NAME FINGERPRINT PORT."""
 
 from __future__ import annotations
 
