@@ -15,6 +15,7 @@ from typing import Any
 
 from shardhub.address import Address
 from shardhub.errors import (
+    AddressError,
     CertificateRefused,
     NodeUnreachable,
     ShardhubError,
@@ -34,7 +35,7 @@ from shardhub.security.certificates import (
     new_key,
     peer_of,
 )
-from shardhub.security.desk import MAX_LINE_BYTES
+from shardhub.security.desk import MAX_LINE_BYTES, MAX_RESIDENTS
 from shardhub.security.identity import check_folder, store_identity
 from shardhub.security.invite import InviteLine
 from shardhub.security.revocations import read_revocations
@@ -53,11 +54,13 @@ class Joined:
         path: File of the certificate.
         peer: What this machine is now.
         address: HOST:PORT where the authority answered.
+        residents: HOST:PORT of residents of the cluster.
     """
 
     path: Path
     peer: Peer
     address: str
+    residents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +121,16 @@ async def join(
         revoked=revoked,
         desk=desk if isinstance(desk, str) else None,
     )
-    return Joined(path=path, peer=peer, address=address)
+    return Joined(path=path, peer=peer, address=address, residents=_residents(answer.get("residents")))
+
+
+def _residents(named: object) -> tuple[str, ...]:
+    """The residents that the authority names; an older one names none."""
+    residents = []
+    for one in named[:MAX_RESIDENTS] if isinstance(named, list) else ():
+        with contextlib.suppress(AddressError):
+            residents.append(str(Address.parse(str(one))))
+    return tuple(residents)
 
 
 async def _meet_authority(line: InviteLine) -> tuple[str, bytes, dt.datetime | None]:

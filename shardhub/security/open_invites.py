@@ -82,8 +82,10 @@ class OpenInvites:
             until=(self._clock() + life).isoformat(timespec="seconds"),
         )
         with self._locked():
-            # Expired ones are kept as long as there is room, so that a machine that comes late learns why it is refused.
-            self._write([*self._kept(), made][-_MAX_OPEN:])
+            # Expired ones stay while there is room, so that a machine that comes late learns why it is refused.
+            now = self._clock()
+            kept = sorted(self._kept(), key=lambda invite: dt.datetime.fromisoformat(invite.until) > now)
+            self._write([*kept, made][-_MAX_OPEN:])
         return secret
 
     def close(self) -> None:
