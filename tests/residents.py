@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,11 +66,15 @@ class ResidentProcess(Announced):
         self.process.kill()
         self.wait()
 
-    def end(self) -> None:
-        """End it and its nodes."""
-        if self.process.poll() is None:
-            self.process.send_signal(2)
-        self.wait()
+
+def end_all(residents: Iterable[ResidentProcess]) -> None:
+    """End residents and their nodes, side by side."""
+    running = list(residents)
+    for each in running:
+        if each.process.poll() is None:
+            each.process.send_signal(signal.SIGINT)
+    for each in running:
+        each.wait()
 
 
 def member(
