@@ -47,6 +47,7 @@ LAYERS = {
     "blas": 2,
     "checkpoint": 2,
     "connections": 2,
+    "discovery": 2,
     "kernel_folder": 2,
     "listening": 2,
     "parity": 2,

@@ -79,6 +79,7 @@ class ResidentFlags(PlaceFlags):
 
 def run(machine: ResidentFlags, output: Output) -> int:
     """Run the resident here until SIGTERM, which leaves its nodes to the next one; Ctrl-C ends them too."""
+    from shardhub.usecases.companions import company
     from shardhub.usecases.resident import run_resident
 
     _log_with_dates(is_debugging=output.debug)
@@ -89,7 +90,8 @@ def run(machine: ResidentFlags, output: Output) -> int:
         else:
             announce(f"{running.name}: resident at {running.address}")
 
-    return run_resident(machine.settings(), on_ready=ready)
+    settings = machine.settings()
+    return run_resident(settings, companions=[company()], on_ready=ready)
 
 
 def start(machine: ResidentFlags, output: Output) -> int:
@@ -241,7 +243,8 @@ def _log_with_dates(*, is_debugging: bool) -> None:
     for handler in root.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if not is_debugging:
-        logging.getLogger("shardhub.resident").setLevel(logging.INFO)
+        for name in ("resident", "discovery", "usecases.companions", "security.desk"):
+            logging.getLogger(f"shardhub.{name}").setLevel(logging.INFO)
 
 
 resident_app = make_group(
