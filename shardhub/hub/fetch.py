@@ -17,6 +17,7 @@ from shardhub.errors import (
     UsageError,
 )
 from shardhub.hub.cache import Cache
+from shardhub.hub.document_folder import DocumentFolder
 from shardhub.hub.evict import make_room
 from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
@@ -139,6 +140,22 @@ class Fetcher:
         """
         return self._at(reference, commit or self._commit(reference), digest, only_pipeline=only_pipeline)
 
+    def from_documents(self, folder: Path) -> Shard:
+        """Read a shard of which only the documents are on this disk; its weights are fetched if they are not cached.
+
+        Args:
+            folder: The folder of its documents.
+
+        Raises:
+            NotFound: No neighbour and no source has a weight file.
+            As `fetch`.
+        """
+        documents = DocumentFolder(folder, self.api, self._patience)
+        cached = self.cache.snapshot(documents.repo, documents.commit)
+        shard_folder = cached or self._bring(Reference(repo=documents.repo, revision=documents.commit), documents, None)
+        self.cache.use(shard_folder)
+        return read_shard(shard_folder)
+
     def pull(self, reference: Reference) -> Path:
         """As `fetch`, but cached files are read again, and those that the disk has damaged are fetched again."""
         commit = self._commit(reference)
@@ -168,9 +185,10 @@ class Fetcher:
     def _at(self, reference: Reference, commit: str, digest: str | None, *, only_pipeline: bool = False) -> Path:
         folder = self.cache.snapshot(reference.repo, commit)
         if folder is None:
+            repo = PinnedRepo(self.api, reference.repo, commit, self._patience)
             if only_pipeline:
-                _check_pipeline(PinnedRepo(self.api, reference.repo, commit, self._patience))
-            folder = self._bring(reference, commit, digest)
+                _check_pipeline(repo)
+            folder = self._bring(reference, repo, digest)
         with suppress(AccessError):  # a read-only cache is used anyway
             self.cache.remember(reference.repo, reference.revision or DEFAULT_REF, commit)
         self.cache.use(folder)
@@ -198,8 +216,8 @@ class Fetcher:
             return known
         return commit
 
-    def _bring(self, reference: Reference, commit: str, digest: str | None) -> Path:
-        cache, repo = self.cache, PinnedRepo(self.api, reference.repo, commit, self._patience)
+    def _bring(self, reference: Reference, repo: PinnedRepo, digest: str | None) -> Path:
+        cache, commit = self.cache, repo.commit
         cache.prepare()
         try:
             self._make_room(repo)

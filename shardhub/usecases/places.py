@@ -15,6 +15,7 @@ from shardhub.checkpoint.unread_fields import is_named, read_fields
 from shardhub.errors import AccessError, DigestMismatch, HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
+from shardhub.hub.document_folder import cached_as, lacks_weights
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.hubs import source_api
 from shardhub.hub.neighbours import NOBODY, Neighbours
@@ -181,6 +182,10 @@ class Places:
             if (folder := self.here(pipeline, index)) is not None:
                 stages.append(read_shard(folder).stage)
                 continue
+            if (documents := pipeline.shard_folder(index)) is not None:
+                stages.append(read_shard(documents).stage)
+                is_all_here = False
+                continue
             for location in pipeline.manifest.stages[index].locations:
                 if isinstance(location, RepoLocation):
                     with _naming_the_stage(pipeline, index, location):
@@ -243,6 +248,8 @@ class Places:
     def _shard(self, pipeline: Pipeline, index: int) -> Shard | None:
         if (folder := self.here(pipeline, index)) is not None:
             return read_shard(folder)
+        if (documents := pipeline.shard_folder(index)) is not None:
+            return self.fetcher.from_documents(documents)
         entry = pipeline.manifest.stages[index]
         for location in entry.locations:
             if isinstance(location, RepoLocation):
@@ -262,14 +269,17 @@ class Places:
     def here(self, pipeline: Pipeline, index: int) -> Path | None:
         """Folder of a stage's shard if it is on this machine and complete."""
         if (folder := pipeline.shard_folder(index)) is not None:
-            return folder
+            return folder if not lacks_weights(folder) else self._cached(cached_as(folder))
         for location in pipeline.manifest.stages[index].locations:
-            if isinstance(location, RepoLocation):
-                cached = self.cache.snapshot(location.repo, location.commit)
-                if cached is not None:
-                    self.cache.use(cached)
-                    return cached
+            if isinstance(location, RepoLocation) and (cached := self._cached(location)) is not None:
+                return cached
         return None
+
+    def _cached(self, location: RepoLocation) -> Path | None:
+        cached = self.cache.snapshot(location.repo, location.commit)
+        if cached is not None:
+            self.cache.use(cached)
+        return cached
 
 
 def _reported(checkpoint: Checkpoint, watcher: Watcher) -> Checkpoint:
