@@ -17,13 +17,13 @@ from shardhub.errors import (
     UsageError,
 )
 from shardhub.hub.cache import Cache
-from shardhub.hub.document_folder import DocumentFolder
 from shardhub.hub.evict import make_room
 from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.published_commit import pinned_by_pipeline
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
+from shardhub.hub.shard_documents import ShardDocuments, cached_as
 from shardhub.hub.snapshot import FetchProgress, Snapshot
 from shardhub.hub.traffic import Traffic
 from shardhub.locks import locked, locked_at_once
@@ -140,21 +140,20 @@ class Fetcher:
         """
         return self._at(reference, commit or self._commit(reference), digest, only_pipeline=only_pipeline)
 
-    def from_documents(self, folder: Path) -> Shard:
-        """Read a shard of which only the documents are on this disk; its weights are fetched if they are not cached.
-
-        Args:
-            folder: The folder of its documents.
+    def from_documents(self, pipeline: Pipeline, index: int) -> Shard:
+        """Read a shard whose documents lie in the pipeline's folder; its weights are fetched if they are not cached.
 
         Raises:
             NotFound: No neighbour and no source has a weight file.
             As `fetch`.
         """
-        documents = DocumentFolder(folder, self.api, self._patience)
-        cached = self.cache.snapshot(documents.repo, documents.commit)
-        shard_folder = cached or self._bring(Reference(repo=documents.repo, revision=documents.commit), documents, None)
-        self.cache.use(shard_folder)
-        return read_shard(shard_folder)
+        place, digest = cached_as(pipeline, index), pipeline.manifest.stages[index].digest
+        folder = self.cache.snapshot(place.repo, place.commit)
+        if folder is None:
+            documents = ShardDocuments(place, pipeline.shard_documents(index), self.api, self._patience)
+            folder = self._bring(Reference(repo=place.repo, revision=place.commit), documents, digest)
+        self.cache.use(folder)
+        return read_shard(folder)
 
     def pull(self, reference: Reference) -> Path:
         """As `fetch`, but cached files are read again, and those that the disk has damaged are fetched again."""

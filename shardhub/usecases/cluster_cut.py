@@ -23,14 +23,21 @@ from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.hub.ranges import Patience
 from shardhub.hub.traffic import Traffic
 from shardhub.manifest import Manifest
-from shardhub.naming import CARD_FILE
+from shardhub.naming import (
+    CATALOGUE_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROOF_FILE,
+    RANGES_FILE,
+    STAGE_FILE,
+    handed_name,
+)
 from shardhub.parity import Numbers
 from shardhub.planning.borders import Borders
 from shardhub.setting_checks import check_settings
 from shardhub.splitting.documents import pipeline_documents, shard_documents
 from shardhub.splitting.file_order import FileDigests, FileOrder, OrderedFile, ordered
 from shardhub.splitting.job import SplitJob, prepare
-from shardhub.splitting.shard_folder import begin_partial, disk_errors, put_in_place, write_files
 from shardhub.splitting.weight_layout import FileLayout
 from shardhub.usecases.cut import load_dissection, specs
 from shardhub.usecases.forwarding import fetch_of
@@ -233,12 +240,11 @@ class ClusterCut:
 
         return make_files(self.job.checkpoint, self.job.contents.computed, layouts, cache, count)
 
-    def assemble(self, digests: Mapping[str, str], root: Path) -> AssembledPipeline:
-        """Write the pipeline's documents, once the sha256 of every weight file is known.
+    def assemble(self, digests: Mapping[str, str]) -> AssembledPipeline:
+        """Make the pipeline's documents, once the sha256 of every weight file is known.
 
         Args:
             digests: sha256 of the weight files, by key.
-            root: Folder in which the pipeline gets a folder of its own, named by its id.
 
         Raises:
             DigestMismatch: A file of the tokenizer changed meanwhile.
@@ -246,35 +252,27 @@ class ClusterCut:
         job = self.job
         stages = [job.stage(shard, digests) for shard in job.shards]
         manifest = job.manifest([stage.digest for stage in stages])
-        folder = root / manifest.pipeline_id
-        assembled = AssembledPipeline(manifest=manifest, folder=folder / job.pipeline_folder.name)
-        if folder.is_dir():
-            return assembled
-        with disk_errors(root):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = begin_partial(folder, keep=())
-            for shard, stage in zip(job.shards, stages, strict=True):
-                _write(partial / shard.folder.name, shard_documents(job, shard, stage, beside=()))
-            _write(partial / job.pipeline_folder.name, pipeline_documents(job, manifest))
-            put_in_place(folder)
-        return assembled
+        of_pipeline = pipeline_documents(job, manifest)
+        documents = {name: of_pipeline[name] for name in (MANIFEST_FILE, *manifest.files)}
+        documents[CATALOGUE_FILE] = job.catalogue
+        for shard, stage in zip(job.shards, stages, strict=True):
+            of_shard = shard_documents(job, shard, stage, beside=())
+            documents.setdefault(CONFIG_FILE, of_shard[CONFIG_FILE])
+            own = {name: of_shard[name] for name in (STAGE_FILE, PROOF_FILE, RANGES_FILE) if name in of_shard}
+            documents |= {handed_name(shard.index, name): data for name, data in own.items()}
+        return AssembledPipeline(manifest=manifest, documents=documents)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssembledPipeline:
-    """The documents of a pipeline that was cut for a cluster.
+    """A pipeline that was cut for a cluster.
 
     Attributes:
-        folder: The pipeline's folder; those of its shards, without weights, are beside it.
+        documents: The files of its folder by name: its own, and those of its shards without weights.
     """
 
     manifest: Manifest
-    folder: Path
-
-
-def _write(folder: Path, documents: Mapping[str, bytes]) -> None:
-    folder.mkdir()
-    write_files(folder, {name: data for name, data in documents.items() if name != CARD_FILE})
+    documents: Mapping[str, bytes]
 
 
 def read_files(

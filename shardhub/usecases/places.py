@@ -15,17 +15,17 @@ from shardhub.checkpoint.unread_fields import is_named, read_fields
 from shardhub.errors import AccessError, DigestMismatch, HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
-from shardhub.hub.document_folder import cached_as, lacks_weights
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.hubs import source_api
 from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, is_url, parse_reference, parse_source
+from shardhub.hub.shard_documents import cached_as
 from shardhub.hub.source import open_remote_checkpoint
 from shardhub.hub.traffic import Traffic
-from shardhub.manifest import RepoLocation, Source, Stage
+from shardhub.manifest import RepoLocation, Source, Stage, decode_identified
 from shardhub.naming import STAGE_FILE, model_name
-from shardhub.shard import Pipeline, Shard, read_shard
+from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
 from shardhub.sizes import size_text
 from shardhub.source_ranges import source_text
 from shardhub.usecases.forwarding import fetch_of
@@ -182,8 +182,9 @@ class Places:
             if (folder := self.here(pipeline, index)) is not None:
                 stages.append(read_shard(folder).stage)
                 continue
-            if (documents := pipeline.shard_folder(index)) is not None:
-                stages.append(read_shard(documents).stage)
+            if documents := pipeline.shard_documents(index):
+                where = documents[STAGE_FILE]
+                stages.append(decode_identified(Stage, read_bytes(where), where=str(where)))
                 is_all_here = False
                 continue
             for location in pipeline.manifest.stages[index].locations:
@@ -248,8 +249,8 @@ class Places:
     def _shard(self, pipeline: Pipeline, index: int) -> Shard | None:
         if (folder := self.here(pipeline, index)) is not None:
             return read_shard(folder)
-        if (documents := pipeline.shard_folder(index)) is not None:
-            return self.fetcher.from_documents(documents)
+        if pipeline.shard_documents(index):
+            return self.fetcher.from_documents(pipeline, index)
         entry = pipeline.manifest.stages[index]
         for location in entry.locations:
             if isinstance(location, RepoLocation):
@@ -269,7 +270,9 @@ class Places:
     def here(self, pipeline: Pipeline, index: int) -> Path | None:
         """Folder of a stage's shard if it is on this machine and complete."""
         if (folder := pipeline.shard_folder(index)) is not None:
-            return folder if not lacks_weights(folder) else self._cached(cached_as(folder))
+            return folder
+        if pipeline.shard_documents(index):
+            return self._cached(cached_as(pipeline, index))
         for location in pipeline.manifest.stages[index].locations:
             if isinstance(location, RepoLocation) and (cached := self._cached(location)) is not None:
                 return cached

@@ -15,9 +15,9 @@ from shardhub.hub.client import hub_api
 from shardhub.hub.traffic import Place, Traffic
 from shardhub.localhub.server import running_hub
 from shardhub.naming import STAGE_FILE
-from shardhub.shard import read_manifest, read_pipeline
+from shardhub.shard import Pipeline, read_manifest, read_pipeline
 from shardhub.splitting.file_order import FileOrder
-from shardhub.usecases.cluster_cut import Candidate, ClusterCut, ClusterCutSettings, read_files
+from shardhub.usecases.cluster_cut import AssembledPipeline, Candidate, ClusterCut, ClusterCutSettings, read_files
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.places import Places
 from shardhub.usecases.publish import PublishSettings, publish
@@ -64,16 +64,25 @@ def read_all(made: ClusterCut, root: Path, traffic: Traffic | None = None) -> di
     return digests
 
 
+def written(assembled: AssembledPipeline, root: Path) -> Pipeline:
+    """The pipeline's folder, as a machine keeps it."""
+    folder = root / "manifests" / assembled.manifest.pipeline_id
+    folder.mkdir(parents=True)
+    for name, data in assembled.documents.items():
+        (folder / name).write_bytes(data)
+    return read_pipeline(folder)
+
+
 def test_machines_make_the_pipeline_that_a_push_by_reference_makes(
     made: ClusterCut, model: str, tmp_path: Path
 ) -> None:
     """Stage digests and the pipeline's id do not depend on who read the layers, or on where they are kept."""
     published = publish(model, Cut(cuts=CUTS), PublishSettings(by_reference=True, assume_yes=True, name="tiny"))
-    assembled = made.assemble(read_all(made, tmp_path), tmp_path / "manifests")
+    assembled = made.assemble(read_all(made, tmp_path))
     remote = read_manifest(Places().pipeline_folder(published.pipeline))
     assert assembled.manifest.pipeline_id == published.pipeline_id
     assert [stage.digest for stage in assembled.manifest.stages] == [stage.digest for stage in remote.stages]
-    assert read_pipeline(assembled.folder).manifest == assembled.manifest
+    assert written(assembled, tmp_path).manifest == assembled.manifest
 
 
 def test_every_tensor_is_read_once_although_two_stages_need_the_embedding(made: ClusterCut, tmp_path: Path) -> None:
@@ -122,7 +131,7 @@ def test_a_read_that_was_killed_is_continued(made: ClusterCut, tmp_path: Path) -
 def test_a_machine_serves_its_stage_from_documents_and_cache(made: ClusterCut, tmp_path: Path) -> None:
     """With the documents, a machine that has read its files takes only the others from the source."""
     digests = read_all(made, tmp_path)
-    pipeline = read_pipeline(made.assemble(digests, tmp_path / "manifests").folder)
+    pipeline = written(made.assemble(digests), tmp_path)
     places = Places(tmp_path / "b")
     shard = places.shard(pipeline, 1)
     assert shard is not None
@@ -133,13 +142,6 @@ def test_a_machine_serves_its_stage_from_documents_and_cache(made: ClusterCut, t
     assert all((other.folder / file.name).is_file() for file in other.stage.weight_files)
 
 
-def test_assembling_twice_changes_nothing(made: ClusterCut, tmp_path: Path) -> None:
-    """Documents that are in place are left alone."""
-    digests = read_all(made, tmp_path)
-    first = made.assemble(digests, tmp_path / "manifests")
-    assert made.assemble(digests, tmp_path / "manifests") == first
-
-
 def test_quantised_layers_are_made_by_one_machine(model: str, tmp_path: Path) -> None:
     """What no source has is computed once, and the documents name no source for it."""
     settings = ClusterCutSettings(quantisation=Quantisation(bits=4, group_size=32))
@@ -148,7 +150,7 @@ def test_quantised_layers_are_made_by_one_machine(model: str, tmp_path: Path) ->
     cache = Cache(tmp_path / "a")
     digests = made.make(cache).digests
     assert {file.key for file in made.made} == set(digests)
-    pipeline = read_pipeline(made.assemble(digests, tmp_path / "manifests").folder)
+    pipeline = written(made.assemble(digests), tmp_path)
     shard = Places(tmp_path / "a").shard(pipeline, 2)
     assert shard is not None
     assert shard.stage.source.quantized is not None
