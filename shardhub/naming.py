@@ -18,6 +18,8 @@ REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95
 HUB_PATTERN = r"^[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?$"
 # Default port of `shardhub serve`.
 NODE_PORT = 50051
+# Port of the resident of a machine.
+RESIDENT_PORT = 50047
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 # The first digits of a commit, which git accepts if they are unique.
 SHORT_COMMIT_PATTERN = r"^[0-9a-f]{7,39}$"

@@ -21,7 +21,7 @@ class Announced:
     """A `shardhub` command that announces its address with a line of JSON, in a process of its own.
 
     Args:
-        command: `serve` or `gateway`.
+        command: `serve`, `gateway` or `resident run`.
         arguments: Its arguments and options; a port among them replaces a free one.
         env: Further environment variables.
         limits: Further arguments of `forks.popen`.
@@ -33,7 +33,7 @@ class Announced:
     def __init__(self, command: str, *arguments: object, env: dict[str, str] | None = None, **limits: Any) -> None:
         self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the process has ended
         self.process = forks.popen(
-            [command, "--port", "0", "--json", *map(str, arguments)],
+            [*command.split(), "--port", "0", "--json", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,

@@ -22,6 +22,7 @@ from shardhub.cli.commands.prune import prune
 from shardhub.cli.commands.pull import pull
 from shardhub.cli.commands.push import push
 from shardhub.cli.commands.refer import refer
+from shardhub.cli.commands.resident import resident_app
 from shardhub.cli.commands.rm import rm
 from shardhub.cli.commands.search import search
 from shardhub.cli.commands.selftest import selftest
@@ -84,6 +85,7 @@ for panel, commands in COMMANDS.items():
     for name, body in commands.items():
         app.command(name, cls=Command, rich_help_panel=panel)(flattened(body))
 app.add_typer(hub_app, rich_help_panel="A Hub and a cluster of your own")
+app.add_typer(resident_app, rich_help_panel="A Hub and a cluster of your own")
 app.add_typer(certs_app, rich_help_panel="A Hub and a cluster of your own")
 
 

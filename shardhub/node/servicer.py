@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,6 @@ import grpc.aio
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import HandshakeError, NodeLoading, NodeUnreachable, Overloaded, ShardhubError, WireError
-from shardhub.node.caller_check import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,
@@ -31,10 +30,11 @@ from shardhub.security.trust import PLAIN, Security
 from shardhub.seldom import Seldom
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.answers import answers
+from shardhub.wire.caller_check import require
 from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import ChannelOpener, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeServicer
-from shardhub.wire.status import to_status
 
 if TYPE_CHECKING:  # heads import this module, and need no engine
     from shardhub.engine.engine import Engine, Ran
@@ -43,30 +43,6 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M")
 Context = grpc.aio.ServicerContext[Any, Any]
-Method = Callable[[Any, M, Context], Awaitable[Any]]
-
-
-def answers(method: Method[M]) -> Method[M]:
-    """Turn errors into statuses: ours keep their texts; of any other the peer learns only that it happened.
-
-    By default gRPC sends a peer the text of any exception a handler raised, including paths and tokens.
-    """
-
-    @functools.wraps(method)
-    async def wrapped(self: Any, request: M, context: Context) -> Any:
-        try:
-            return await method(self, request, context)
-        except ShardhubError as error:
-            self.note_failure(error)
-            code, details, trailing = to_status(error)
-            await context.abort(code, details, trailing)
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            raise
-        except Exception as error:  # noqa: BLE001 - it is logged with its traceback
-            self.broken.warn(f"{method.__name__} failed", cause=error)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
-
-    return wrapped
 
 
 class StageServicer(NodeServicer):

@@ -19,6 +19,8 @@ from shardhub.security.certificates import NAME_PATTERN
 
 MAX_DEPLOYMENTS = 256
 MAX_REPLICAS = 16
+# Place of a pipeline that is published nowhere: its manifest is handed on with the order.
+HANDED_ON = "handed-on"
 
 MachineName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Layer = Annotated[int, Field(ge=0, le=MAX_LAYERS)]
@@ -65,7 +67,9 @@ class Deployment(Document):
         counter: One more than that of the order before.
         member: Whose order it is.
         pipeline_id: Digest of the pipeline's manifest; None when it is not served any more.
-        place: Repo and commit, or folder, from which machines fetch it.
+        place: Repo and commit, or folder, from which machines fetch it; `HANDED_ON` where its documents come with the
+            order.
+        borders: Layers at which its shards begin, and its number of layers; if empty, those of the assignments.
         assignments: Which machines serve it; empty when it is not served any more.
     """
 
@@ -77,6 +81,7 @@ class Deployment(Document):
     pipeline_id: Digest | None = None
     place: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     capacity: Capacity = Capacity()
+    borders: Annotated[tuple[Layer, ...], Field(max_length=MAX_STAGES + 1)] = ()
     assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_STAGES * MAX_REPLICAS)] = ()
 
     @model_validator(mode="after")
@@ -88,6 +93,11 @@ class Deployment(Document):
         last = {self._check_chain(replica) for replica in {each.replica for each in self.assignments}}
         if len(last) > 1:
             raise ValueError("its chains have different numbers of layers")
+        if list(self.borders) != sorted(set(self.borders)):
+            raise ValueError("its borders are not in order")
+        for each in self.assignments:
+            if not {each.start, each.stop} <= set(self.borders or (each.start, each.stop)):
+                raise ValueError(f"no shards are those of layers [{each.start}, {each.stop})")
         return self
 
     def _check_chain(self, replica: int) -> int:
@@ -101,6 +111,11 @@ class Deployment(Document):
     def order(self) -> tuple[int, str]:
         """Of two deployments of one pipeline, the one with the greater order holds."""
         return (self.counter, self.member)
+
+    def shards_of(self, assignment: Assignment) -> tuple[int, int]:
+        """Numbers of the first and the last shard that an assignment takes."""
+        borders = self.borders or sorted({layer for each in self.assignments for layer in (each.start, each.stop)})
+        return borders.index(assignment.start), borders.index(assignment.stop) - 1
 
     def of(self, machine: str) -> tuple[Assignment, ...]:
         """What a machine is to serve, in the order of layers."""

@@ -50,11 +50,13 @@ class NodeOrder:
 
     Attributes:
         pipeline: Name of the deployment.
+        shards: Numbers of the first and the last of the pipeline's shards that it takes.
         deployment: What all its nodes depend on: the deployment without counter, member and assignments.
     """
 
     pipeline: str
     assignment: Assignment
+    shards: tuple[int, int]
     deployment: Deployment
 
     @property
@@ -87,7 +89,12 @@ class NodeStatus:
 def orders_for(deployments: Iterable[Deployment], machine: str) -> list[NodeOrder]:
     """What a machine is to serve, deployment by deployment."""
     return [
-        NodeOrder(pipeline=deployment.name, assignment=assignment, deployment=_alone(deployment))
+        NodeOrder(
+            pipeline=deployment.name,
+            assignment=assignment,
+            shards=deployment.shards_of(assignment),
+            deployment=_alone(deployment),
+        )
         for deployment in deployments
         for assignment in deployment.of(machine)
     ]
@@ -95,7 +102,7 @@ def orders_for(deployments: Iterable[Deployment], machine: str) -> list[NodeOrde
 
 def _alone(deployment: Deployment) -> Deployment:
     """What every node of a deployment depends on: who ordered it how often, and other machines, changes none."""
-    return deployment.model_copy(update={"counter": 1, "member": "any", "assignments": ()})
+    return deployment.model_copy(update={"counter": 1, "member": "any", "borders": (), "assignments": ()})
 
 
 class Nodes:

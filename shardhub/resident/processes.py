@@ -56,7 +56,7 @@ class SystemLauncher:
 
     def start(self, words: Sequence[str], *, record: Path, log: Path) -> RunningNode:
         """Start a process; see `Launcher.start`."""
-        _shorten(log)
+        shorten(log)
         environment = {**os.environ, RECORD_VARIABLE: str(record)}
         with log.open("ab") as output:
             child = subprocess.Popen(
@@ -122,8 +122,8 @@ class _Found:
             self._process.kill()
 
 
-def _shorten(log: Path) -> None:
-    """Keep the end of a log only."""
+def shorten(log: Path) -> None:
+    """Keep only the end of a log that has grown large; what appends to it goes on."""
     with suppress(OSError):
         if log.stat().st_size > 2 * _KEPT_LOG_BYTES:
             with log.open("rb") as file:

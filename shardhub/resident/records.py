@@ -7,7 +7,6 @@ same.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import psutil
 from pydantic import Field
 
 from shardhub.errors import Conflict, ShardhubError, by_name
+from shardhub.locks import lock_open
 from shardhub.manifest import Document, decode, encode
 from shardhub.regular_files import read_file
 from shardhub.whole_files import write_whole
@@ -123,8 +123,17 @@ def write_record(path: Path, record: NodeRecord) -> None:
 
 
 @contextmanager
-def held(path: Path, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+def held(
+    path: Path,
+    *,
+    what: str = "This machine serves that stage already.",
+    hint: str = "End it: `shardhub down PIPELINE`.",
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
     """Hold the lock of a record while the block runs.
+
+    Args:
+        what, hint: Of the error.
 
     Raises:
         Conflict: Another process holds it.
@@ -132,19 +141,11 @@ def held(path: Path, *, sleep: Callable[[float], None] = time.sleep) -> Iterator
     descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         left_s = _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if left_s <= 0:
-                    raise Conflict(
-                        "This machine serves that stage already.",
-                        why=f"Another process holds {path.with_suffix('.lock')}.",
-                        hint="End it: `shardhub down PIPELINE`.",
-                    ) from None
-                sleep(_LOCK_POLL_S)
-                left_s -= _LOCK_POLL_S
+        while not lock_open(descriptor):
+            if left_s <= 0:
+                raise Conflict(what, why=f"Another process holds {path.with_suffix('.lock')}.", hint=hint)
+            sleep(_LOCK_POLL_S)
+            left_s -= _LOCK_POLL_S
         yield
     finally:
         os.close(descriptor)

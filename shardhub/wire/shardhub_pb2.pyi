@@ -40,6 +40,66 @@ I64: DType
 F64: DType
 C64: DType
 
+class DescribeMachineRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchMachineRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MachineReply(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    def __init__(self, state: _Optional[bytes] = ...) -> None: ...
+
+class WantRequest(_message.Message):
+    __slots__ = ("deployment", "documents")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    deployment: bytes
+    documents: _containers.RepeatedCompositeFieldContainer[NamedDocument]
+    def __init__(self, deployment: _Optional[bytes] = ..., documents: _Optional[_Iterable[_Union[NamedDocument, _Mapping]]] = ...) -> None: ...
+
+class NamedDocument(_message.Message):
+    __slots__ = ("name", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WantReply(_message.Message):
+    __slots__ = ("orders",)
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    orders: bytes
+    def __init__(self, orders: _Optional[bytes] = ...) -> None: ...
+
+class IntroduceMachineRequest(_message.Message):
+    __slots__ = ("introduction",)
+    INTRODUCTION_FIELD_NUMBER: _ClassVar[int]
+    introduction: bytes
+    def __init__(self, introduction: _Optional[bytes] = ...) -> None: ...
+
+class IntroduceMachineReply(_message.Message):
+    __slots__ = ("introduction", "newer")
+    INTRODUCTION_FIELD_NUMBER: _ClassVar[int]
+    NEWER_FIELD_NUMBER: _ClassVar[int]
+    introduction: bytes
+    newer: _containers.RepeatedCompositeFieldContainer[WantRequest]
+    def __init__(self, introduction: _Optional[bytes] = ..., newer: _Optional[_Iterable[_Union[WantRequest, _Mapping]]] = ...) -> None: ...
+
+class ProbeMachineRequest(_message.Message):
+    __slots__ = ("payload",)
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
+
+class ProbeMachineReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -480,3 +480,258 @@ class Files(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ResidentStub(object):
+    """The process that stays on a machine of a cluster, and starts and ends its nodes as members of the cluster order.
+    Documents are canonical JSON; docs/cluster.md describes them.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Describe = channel.unary_unary(
+                '/shardhub.v1.Resident/Describe',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.DescribeMachineRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.MachineReply.FromString,
+                _registered_method=True)
+        self.Want = channel.unary_unary(
+                '/shardhub.v1.Resident/Want',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.WantRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.WantReply.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/shardhub.v1.Resident/Watch',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.WatchMachineRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.MachineReply.FromString,
+                _registered_method=True)
+        self.Introduce = channel.unary_unary(
+                '/shardhub.v1.Resident/Introduce',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceMachineRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceMachineReply.FromString,
+                _registered_method=True)
+        self.Probe = channel.unary_unary(
+                '/shardhub.v1.Resident/Probe',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineReply.FromString,
+                _registered_method=True)
+
+
+class ResidentServicer(object):
+    """The process that stays on a machine of a cluster, and starts and ends its nodes as members of the cluster order.
+    Documents are canonical JSON; docs/cluster.md describes them.
+    """
+
+    def Describe(self, request, context):
+        """Describe the machine, its nodes, what it was ordered, and which other machines it knows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Want(self, request, context):
+        """Order what the cluster serves; for members.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Follow the machine's state: sent now, and after changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Introduce(self, request, context):
+        """Exchange known machines and orders with another resident.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Probe(self, request, context):
+        """Answer at once, so that the caller can measure the link.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ResidentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.DescribeMachineRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.MachineReply.SerializeToString,
+            ),
+            'Want': grpc.unary_unary_rpc_method_handler(
+                    servicer.Want,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.WantRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.WantReply.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.WatchMachineRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.MachineReply.SerializeToString,
+            ),
+            'Introduce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Introduce,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceMachineRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.IntroduceMachineReply.SerializeToString,
+            ),
+            'Probe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'shardhub.v1.Resident', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('shardhub.v1.Resident', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Resident(object):
+    """The process that stays on a machine of a cluster, and starts and ends its nodes as members of the cluster order.
+    Documents are canonical JSON; docs/cluster.md describes them.
+    """
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhub.v1.Resident/Describe',
+            shardhub_dot_wire_dot_shardhub__pb2.DescribeMachineRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.MachineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Want(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhub.v1.Resident/Want',
+            shardhub_dot_wire_dot_shardhub__pb2.WantRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.WantReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shardhub.v1.Resident/Watch',
+            shardhub_dot_wire_dot_shardhub__pb2.WatchMachineRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.MachineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Introduce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhub.v1.Resident/Introduce',
+            shardhub_dot_wire_dot_shardhub__pb2.IntroduceMachineRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.IntroduceMachineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardhub.v1.Resident/Probe',
+            shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -1,4 +1,4 @@
-"""Access control: a node checks the caller's certificate before it reads the call's message."""
+"""Access control: a server checks the caller's certificate before it reads the call's message."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 caller: ContextVar[Peer | None] = ContextVar("caller", default=None)
 
 # Methods that other nodes need to reach a node, send it steps and fetch weight files from it; these methods check what
-# the message asks for.
+# the message asks for. All others are for heads and members.
 _FOR_NODES = {
     "/shardhub.v1.Node/Describe",
     "/shardhub.v1.Node/Probe",
     "/shardhub.v1.Node/Link",
     "/shardhub.v1.Files/Find",
     "/shardhub.v1.Files/Read",
+    # Of a resident: machines that give no orders take part in everything else.
+    "/shardhub.v1.Resident/Describe",
+    "/shardhub.v1.Resident/Watch",
+    "/shardhub.v1.Resident/Introduce",
+    "/shardhub.v1.Resident/Probe",
 }
 _FOR_ALL = (f"/{TRUST_SERVICE}/", "/grpc.health.v1.Health/")
 

@@ -1,0 +1,222 @@
+"""`shardhub resident`: the process that stays on a machine of a cluster, and starts and ends its nodes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shardhub.cli.flags import Output, flags, flattened
+from shardhub.cli.help import Command, make_group
+from shardhub.cli.options import Tls
+from shardhub.cli.run import error_record
+from shardhub.cli.streams import announce
+from shardhub.cli.terminal import Terminal, note
+from shardhub.naming import RESIDENT_PORT
+from shardhub.sizes import size_text
+
+if TYPE_CHECKING:
+    from shardhub.usecases.cluster_place import ClusterPlace
+    from shardhub.usecases.resident import ResidentSettings, ResidentStatus, RunningResident
+
+
+@flags("Machine")
+class PlaceFlags:
+    """Which certificates the machine uses."""
+
+    tls: Tls = None
+
+    def place(self) -> ClusterPlace:
+        """The machine's folders."""
+        from pathlib import Path
+
+        from shardhub.usecases.cluster_place import ClusterPlace
+
+        return ClusterPlace(tls=None if self.tls is None else Path(self.tls))
+
+
+@flags("Machine")
+class ResidentFlags(PlaceFlags):
+    """Where the resident listens, and whom it calls."""
+
+    name: Annotated[
+        str | None, typer.Option(help="Name of this machine; by default that of its certificate, or its host name.")
+    ] = None
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on; all of them by default with a certificate, else loopback."),
+    ] = None
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = RESIDENT_PORT
+    insecure_lan: Annotated[
+        bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
+    ] = False
+    seed: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of a machine of the cluster, where others are not found; repeatable.", metavar="HOST"
+        ),
+    ] = None
+
+    def settings(self) -> ResidentSettings:
+        """The same for the library."""
+        from shardhub.address import Address
+        from shardhub.usecases.resident import ResidentSettings
+
+        seeds = tuple(str(Address.parse(text, port=RESIDENT_PORT)) for text in self.seed or ())
+        return ResidentSettings(
+            place=self.place(),
+            name=self.name,
+            host=self.host,
+            port=self.port,
+            insecure_lan=self.insecure_lan,
+            seeds=seeds,
+        )
+
+
+def run(machine: ResidentFlags, output: Output) -> int:
+    """Run the resident here until SIGTERM, which leaves its nodes to the next one; Ctrl-C ends them too."""
+    from shardhub.usecases.resident import run_resident
+
+    _log_with_dates(is_debugging=output.debug)
+
+    def ready(running: RunningResident) -> None:
+        if output.as_json:
+            announce(json.dumps({"name": running.name, "address": running.address, "tls": running.trust is not None}))
+        else:
+            announce(f"{running.name}: resident at {running.address}")
+
+    return run_resident(machine.settings(), on_ready=ready)
+
+
+def start(machine: ResidentFlags, output: Output) -> int:
+    """Start the resident in the background, unless one runs; it ends with a reboot (see `install`)."""
+    from shardhub.usecases.resident import ensure_running
+
+    status = ensure_running(machine.settings(), Terminal())
+    _show(status, output)
+    if not output.as_json:
+        note("It ends when this machine is rebooted. To have it start then: shardhub resident install")
+    return 0
+
+
+@flags("Machine")
+class StopFlags(PlaceFlags):
+    """What is left running."""
+
+    keep_nodes: Annotated[
+        bool, typer.Option("--keep-nodes", help="Leave its nodes running; the next resident takes them over.")
+    ] = False
+
+
+def stop(machine: StopFlags, output: Output) -> int:
+    """End the resident and its nodes; a node first finishes its sessions, for up to 30 seconds."""
+    from shardhub.usecases.resident import stop_resident
+
+    was_running = stop_resident(machine.place(), keep_nodes=machine.keep_nodes)
+    if output.as_json:
+        print(json.dumps({"was_running": was_running}))
+    else:
+        print("The resident has ended." if was_running else "No resident runs on this machine.")
+    return 0
+
+
+def status(machine: PlaceFlags, output: Output) -> int:
+    """Show whether the resident runs, and its nodes; exit code 1 if it does not run."""
+    from shardhub.usecases.resident import resident_status
+
+    place = machine.place()
+    found_status = resident_status(place)
+    _show(found_status, output, place)
+    return 0 if found_status.is_running else 1
+
+
+def logs(machine: PlaceFlags, output: Output) -> int:
+    """Print the log of a resident that runs in the background."""
+    from shardhub.usecases.resident import resident_log
+
+    text = resident_log(machine.place())
+    print(json.dumps({"log": text}) if output.as_json else text, end="\n" if output.as_json else "")
+    return 0
+
+
+def measure(output: Output) -> int:
+    """Measure this machine's memory and speed, as the resident does when it first starts."""
+    from shardhub.manifest import encode
+    from shardhub.usecases.gauge import measure as measure_machine
+
+    measured = measure_machine()
+    if output.as_json:
+        print(encode(measured).decode())
+        return 0
+    print(f"{measured.chip} ({measured.backend})")
+    print(f"nodes may take {size_text(measured.budget_bytes)}")
+    print(
+        f"reads weights at {measured.read_bytes_per_s / 1e9:.3g} GB/s, and takes {measured.step_s * 1000:.3g} ms a step"
+    )
+    return 0
+
+
+def _show(status: ResidentStatus, output: Output, place: ClusterPlace | None = None) -> None:
+    if output.as_json:
+        record = {
+            "pid": status.pid,
+            "address": status.address,
+            "ready": status.is_ready,
+            "error": None if status.failure is None else error_record(status.failure),
+            "log": str(status.log),
+        }
+        print(json.dumps(record))
+        return
+    if not status.is_running:
+        print("No resident runs on this machine.")
+        if status.failure is not None:
+            note(f"The last one ended: {status.failure}")
+        note("Start it: shardhub resident start")
+        return
+    print(
+        f"The resident runs as process {status.pid}"
+        + (f", at {status.address}." if status.address else ", and starts.")
+    )
+    if place is not None and status.is_ready:
+        _show_machine(place)
+
+
+def _show_machine(place: ClusterPlace) -> None:
+    """Print what the resident says of its machine."""
+    from shardhub.usecases.cluster import ClusterSettings, open_cluster
+
+    with open_cluster(ClusterSettings(place=place)) as cluster:
+        state = cluster.own()
+    facts = state.facts
+    print(f"{state.name} ({facts.role}): {size_text(facts.budget_bytes)} of {size_text(facts.memory_bytes)} for nodes")
+    for node in state.nodes:
+        doing = f", {node.doing}" if node.doing else ""
+        print(f"  {node.pipeline}: layers {node.start} to {node.stop - 1}, {node.phase.value}{doing}")
+        if node.failure is not None:
+            print(f"    it ended: {node.failure.as_error()}")
+    for member in state.members:
+        seen = "answers" if member.is_reachable else f"last seen {dt.datetime.fromtimestamp(member.seen_at):%F %T}"
+        print(f"  {member.name}: {seen}")
+    for remark in state.remarks:
+        note(remark)
+
+
+def _log_with_dates(*, is_debugging: bool) -> None:
+    """Have the log say when: it is read long after."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if not is_debugging:
+        logging.getLogger("shardhub.resident").setLevel(logging.INFO)
+
+
+resident_app = make_group(
+    "resident", "The process that stays on a machine of a cluster, and starts and ends its nodes."
+)
+RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, measure)
+for command in RESIDENT_COMMANDS:
+    resident_app.command(cls=Command)(flattened(command))

@@ -1,0 +1,54 @@
+"""How residents reach each other: the calls of one, and what dials it. A simulation has others than gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from shardhub.resident.machine import Introduction, KnownOrders, MachineState
+from shardhub.resident.order import Order
+
+
+class ResidentLink(Protocol):
+    """A resident that answers at an address."""
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+
+    @property
+    def name(self) -> str | None:
+        """The machine's name by its certificate; None without TLS."""
+
+    @property
+    def may_order(self) -> bool:
+        """Whether orders may be taken from it."""
+
+    async def describe(self) -> MachineState:
+        """Ask for the machine's state."""
+
+    async def want(self, order: Order) -> KnownOrders:
+        """Give an order; returns what the machine then knows."""
+
+    def watch(self) -> AsyncIterator[MachineState]:
+        """Follow the machine's state."""
+
+    async def introduce(self, introduction: Introduction) -> tuple[Introduction, Sequence[Order]]:
+        """Exchange known machines; returns its introduction, and the orders that are newer than this side's."""
+
+    async def probe(self, payload: bytes) -> None:
+        """Have a payload answered at once."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class ResidentDialer(Protocol):
+    """Connects to residents."""
+
+    async def dial(self, address: str) -> ResidentLink:
+        """Connect to the resident at HOST:PORT.
+
+        Raises:
+            ShardhubError: Nothing answers there, or one side refuses the other's certificate.
+        """

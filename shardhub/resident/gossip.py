@@ -1,0 +1,307 @@
+"""Residents tell each other of machines and orders: every few seconds, and at once when something has changed.
+
+Whoever knows one machine of a cluster comes to know all of them. Orders are handed on until every machine has the
+newest one of each pipeline; which one that is does not depend on who tells whom (see `Deployments`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.errors import CertificateRefused, NodeUnreachable, ShardhubError
+from shardhub.resident.calls import ResidentDialer, ResidentLink
+from shardhub.resident.known import KnownMachines
+from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts, MeasuredLink
+from shardhub.resident.order import Order
+from shardhub.seldom import Seldom
+
+log = logging.getLogger(__name__)
+
+# Addresses that may lead to a machine are tried so many at once; more that are suggested meanwhile are left out, as
+# they come from a network that nobody vouches for.
+_TRIED_AT_ONCE, _MOST_SUGGESTED = 8, 64
+# Of a machine's addresses, those that are measured.
+_MOST_MEASURED = 8
+_NUM_PROBES = 5
+# Takes 0.04 s at 1 Gbit/s.
+_PAYLOAD_BYTES = 4 << 20
+# Another address is preferred only if it is faster by more than measurements differ.
+_FASTER = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often residents speak, in seconds.
+
+    Attributes:
+        every_s: Between two introductions.
+        again_s: Until a machine that does not answer, or a seed, is called again.
+        measure_s: Between two measurements of a link.
+    """
+
+    every_s: float = 3.0
+    again_s: float = 3.0
+    measure_s: float = 600.0
+
+
+USUAL_PACE = Pace()
+
+
+class Told(Protocol):
+    """What gossip needs of the resident whose part it takes."""
+
+    @property
+    def facts(self) -> MachineFacts:
+        """What the machine says of itself."""
+
+    def introduction(self) -> Introduction:
+        """What it tells others."""
+
+    def take(self, order: Order) -> bool:
+        """Take an order if it is newer than the known one; returns whether it was."""
+
+    def newer_than(self, orders: KnownOrders) -> Sequence[Order]:
+        """The orders that somebody who knows these does not have."""
+
+    def changed(self) -> None:
+        """Something that is said to commands has changed."""
+
+
+class Gossip:
+    """Keeps company with the machines that are known, and looks at addresses where others may be.
+
+    Args:
+        resident: Whose part it takes.
+        known: The machines; filled here.
+        dialer: Connects to them.
+        keep_members: Called when the machines to remember have changed.
+    """
+
+    def __init__(
+        self,
+        resident: Told,
+        known: KnownMachines,
+        dialer: ResidentDialer,
+        *,
+        keep_members: Callable[[], None],
+        pace: Pace = USUAL_PACE,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._resident = resident
+        self._known = known
+        self._dialer = dialer
+        self._keep_members = keep_members
+        self._pace = pace
+        self._clock = clock
+        self._company: dict[str, asyncio.Task[None]] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._suggested: dict[str, asyncio.Task[bool]] = {}
+        self._seeds: list[asyncio.Task[None]] = []
+        self._trying = asyncio.Semaphore(_TRIED_AT_ONCE)
+        self._measuring = asyncio.Lock()
+        self._remarks = Seldom(log)
+
+    def start(self, seeds: Iterable[str] = ()) -> None:
+        """Begin to keep company with the known machines, and call seeds until each has led to a machine."""
+        self._seeds = [asyncio.create_task(self._follow_seed(address)) for address in seeds]
+        self.accompany(each.name for each in self._known)
+
+    def accompany(self, names: Iterable[str]) -> None:
+        """Keep company with machines that are known now."""
+        for name in names:
+            if name not in self._company:
+                self._news[name] = asyncio.Event()
+                self._company[name] = asyncio.create_task(self._keep_company(name))
+
+    def suggest(self, addresses: Iterable[str]) -> None:
+        """Look whether machines of this cluster answer at addresses, of which anybody may have told."""
+        reached = {each.addresses[0] for each in self._known if each.is_reachable and each.addresses}
+        for address in addresses:
+            if address not in self._suggested and address not in reached and len(self._suggested) < _MOST_SUGGESTED:
+                task = self._suggested[address] = asyncio.create_task(self._look_at(address))
+                task.add_done_callback(partial(self._forget, address))
+
+    def _forget(self, address: str, task: asyncio.Task[bool]) -> None:
+        self._suggested.pop(address, None)
+
+    def tell(self) -> None:
+        """Tell all machines at once that something has changed."""
+        for event in self._news.values():
+            event.set()
+
+    async def close(self) -> None:
+        """End."""
+        tasks = [*self._company.values(), *self._suggested.values(), *self._seeds]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow_seed(self, address: str) -> None:
+        while not await self._look_at(address):
+            await self._clock.sleep(self._pace.again_s)
+
+    async def _look_at(self, address: str) -> bool:
+        """Meet whoever answers at an address; returns whether that is a machine of this cluster."""
+        async with self._trying:
+            try:
+                link = await self._dialer.dial(address)
+            except ShardhubError as error:
+                log.debug("%s: %s", address, error)
+                return False
+            try:
+                await self._exchange(link)
+            except ShardhubError as error:
+                self._remarks.warn(f"the resident at {address} was not met", cause=error)
+                return False
+            finally:
+                await link.close()
+            return True
+
+    async def _keep_company(self, name: str) -> None:
+        """Exchange introductions with one machine, for as long as this resident runs."""
+        news = self._news[name]
+        while True:
+            try:
+                link = await self._reach(name)
+            except ShardhubError as error:
+                self._lost(name, error)
+                await self._pause(news, self._pace.again_s)
+                continue
+            try:
+                await self._speak(name, link, news)
+            except ShardhubError as error:
+                self._lost(name, error)
+                await self._pause(news, min(1.0, self._pace.again_s))
+            finally:
+                await link.close()
+
+    async def _speak(self, name: str, link: ResidentLink, news: asyncio.Event) -> None:
+        measure_at = self._clock.now()
+        while True:
+            news.clear()
+            if (heard := await self._exchange(link)) != name:
+                raise NodeUnreachable(f"{heard} answers at {link.address}.", why=f"It was an address of {name}.")
+            before = self._known.get(name)
+            self._known.reached(name, link.address)
+            if before is None or not before.is_reachable:
+                log.info("%s is reached at %s", name, link.address)
+                self._resident.changed()
+            if self._clock.now() >= measure_at:
+                measure_at = self._clock.now() + self._pace.measure_s
+                await self._measure(name, link)
+                known = self._known.get(name)
+                if known is not None and known.addresses[0] != link.address:
+                    return  # the next link takes the faster address
+            await self._pause(news, self._pace.every_s)
+
+    async def _reach(self, name: str) -> ResidentLink:
+        """Connect to a machine, at the first of its addresses where it answers.
+
+        Raises:
+            ShardhubError: It answers at none; the error is that of the first, which was the best one.
+        """
+        known = self._known.get(name)
+        first: ShardhubError | None = None
+        for address in known.addresses if known is not None else ():
+            try:
+                link = await self._dialer.dial(address)
+            except ShardhubError as error:
+                first = first or error
+                continue
+            if link.name in (None, name):
+                return link
+            await link.close()
+            first = first or CertificateRefused(f"{link.name} answers at {address}.", why=f"It was {name}'s.")
+        raise first or NodeUnreachable(f"No address of {name} is known.", hint="Name one: shardhub join --seed HOST")
+
+    async def _exchange(self, link: ResidentLink) -> str:
+        """Exchange machines and orders over a link; returns the name of the machine at its other end."""
+        said, newer = await link.introduce(self._resident.introduction())
+        name = said.facts.name
+        if link.name is not None and name != link.name:
+            raise CertificateRefused(f"The machine {link.name} introduces itself as {name}.")
+        own = self._resident.facts
+        if name == own.name:
+            if said.facts.boot_id != own.boot_id:
+                self._remarks.warn(f"another machine at {link.address} has this machine's name, {name}")
+            return name
+        self.hear(said, [link.address])
+        if link.may_order:
+            for order in newer:
+                self._resident.take(order)
+        if own.role == "member":
+            for order in self._resident.newer_than(said.orders):
+                await link.want(order)
+        return name
+
+    def hear(self, said: Introduction, addresses: Sequence[str]) -> None:
+        """Learn from what a machine says of itself and others.
+
+        Args:
+            addresses: Where it was met.
+        """
+        now = self._clock.date()
+        before = [(each.name, each.addresses) for each in self._known]
+        is_new = self._known.met(said.facts, addresses, said_at=said.at, now=now)
+        names = self._known.hear(said.members, now=now)
+        self.accompany([*([said.facts.name] if is_new else []), *names])
+        if [(each.name, each.addresses) for each in self._known] != before:
+            self._keep_members()
+            self._resident.changed()
+            if is_new or names:
+                self.tell()
+
+    async def _measure(self, name: str, link: ResidentLink) -> None:
+        """Measure a machine's addresses, and prefer the fastest."""
+        known = self._known.get(name)
+        if known is None:
+            return
+        async with self._measuring:
+            best = await self._measured(name, link)
+            for address in known.addresses[:_MOST_MEASURED]:
+                if address == link.address:
+                    continue
+                with suppress(ShardhubError):
+                    other = await self._dialer.dial(address)
+                    try:
+                        if other.name in (None, name):
+                            measured = await self._measured(name, other)
+                            best = measured if measured.bytes_per_s > _FASTER * best.bytes_per_s else best
+                    finally:
+                        await other.close()
+        self._known.measured(name, best)
+        self._resident.changed()
+
+    async def _measured(self, name: str, link: ResidentLink) -> MeasuredLink:
+        await link.probe(b"")
+        round_trip_s = min([await self._timed(link, b"") for _ in range(_NUM_PROBES)])
+        payload = bytes(_PAYLOAD_BYTES)
+        took_s = min([await self._timed(link, payload) for _ in range(2)])
+        rate = _PAYLOAD_BYTES / max(took_s - round_trip_s, 1e-6)
+        return MeasuredLink(machine=name, address=link.address, round_trip_s=round_trip_s, bytes_per_s=rate)
+
+    async def _timed(self, link: ResidentLink, payload: bytes) -> float:
+        began_at = self._clock.now()
+        await link.probe(payload)
+        return self._clock.now() - began_at
+
+    def _lost(self, name: str, error: ShardhubError) -> None:
+        known = self._known.get(name)
+        if known is not None and (known.is_reachable or known.trouble != str(error)):
+            if known.is_reachable:
+                log.warning("%s is lost: %s", name, error)
+            self._known.lost(name, error)
+            self._resident.changed()
+
+    async def _pause(self, news: asyncio.Event, seconds: float) -> None:
+        """Wait for news, but not longer than a time."""
+        with suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                await news.wait()

@@ -1,0 +1,159 @@
+"""What a resident keeps on disk: orders with their documents, and the machines it knows. Each file is written whole."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
+
+from shardhub.errors import DiskFull, ResourceError, ShardhubError
+from shardhub.manifest import Document, decode, encode
+from shardhub.placing.cluster import MAX_MACHINES
+from shardhub.regular_files import read_file
+from shardhub.resident.deployments import HANDED_ON, Deployment, Deployments
+from shardhub.resident.machine import KnownMachine, Report
+from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
+from shardhub.whole_files import write_whole
+
+log = logging.getLogger(__name__)
+
+_MAX_FILE_BYTES = 4 << 20
+_MEMBERS_FILE = "members.json"
+_PRIVATE = 0o700
+
+D = TypeVar("D", bound=Document)
+
+
+class MembersFile(Report):
+    """The machines that a resident knew when it wrote this."""
+
+    kind: Literal["shardhub-members"] = "shardhub-members"
+    format_version: Literal[1] = 1
+    members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
+
+
+class ClusterFolder:
+    """The folder of a machine's state in its cluster.
+
+    Args:
+        path: Made if it is missing; only its owner may read it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._deployments = path / "deployments"
+        self._manifests = path / "manifests"
+        for folder in (path, self._deployments, self._manifests):
+            folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+
+    @property
+    def nodes(self) -> Path:
+        """The folder of the nodes' records and logs."""
+        return self.path / "nodes"
+
+    @property
+    def record(self) -> Path:
+        """The resident's record; see `NodeRecord`."""
+        return self.path / "resident.json"
+
+    @property
+    def log(self) -> Path:
+        """The log of a resident that runs in the background."""
+        return self.path / "resident.log"
+
+    def manifest_folder(self, pipeline_id: str) -> Path:
+        """The folder with the documents of a pipeline that was handed on with its order."""
+        return self._manifests / pipeline_id
+
+    def deployments(self) -> Deployments:
+        """The orders that were kept; a file that cannot be read is left out, and others send the order again."""
+        known = Deployments()
+        for path in sorted(self._deployments.glob("*.json")):
+            deployment = self._read(Deployment, path)
+            if deployment is not None:
+                known.take(deployment)
+        return known
+
+    def keep(self, order: Order) -> None:
+        """Keep an order, in place of an earlier one for the same pipeline.
+
+        Raises:
+            ResourceError: The disk is full, or cannot be written.
+        """
+        deployment = order.deployment
+        try:
+            if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
+                self._keep_documents(deployment.pipeline_id, order.documents)
+            write_whole(self._deployments / f"{deployment.name}.json", encode(deployment), mode=0o600)
+        except OSError as error:
+            raise _not_kept(f"The order for {deployment.name}", self.path, error) from error
+
+    def order(self, deployment: Deployment) -> Order | None:
+        """A kept order with its documents; None if they cannot be read."""
+        if deployment.place != HANDED_ON or deployment.pipeline_id is None:
+            return Order(deployment=deployment)
+        folder = self.manifest_folder(deployment.pipeline_id)
+        try:
+            documents = tuple(
+                HandedDocument(name=path.name, data=read_file(path, MAX_ORDER_BYTES))
+                for path in sorted(folder.iterdir())
+            )
+            order = Order(deployment=deployment, documents=documents)
+            order.check()
+        except (OSError, ShardhubError) as error:
+            log.warning("the documents of %s cannot be handed on: %s", deployment.name, error)
+            return None
+        return order
+
+    def forget_unused(self, deployments: Iterable[Deployment]) -> None:
+        """Remove the documents of pipelines that are not ordered any more."""
+        used = {deployment.pipeline_id for deployment in deployments}
+        for folder in self._manifests.iterdir():
+            if folder.name not in used:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def members(self) -> tuple[KnownMachine, ...]:
+        """The machines that were known."""
+        path = self.path / _MEMBERS_FILE
+        if not path.exists():
+            return ()
+        kept = self._read(MembersFile, path)
+        return () if kept is None else kept.members
+
+    def keep_members(self, members: Iterable[KnownMachine]) -> None:
+        """Keep the machines that are known; on a full disk, the earlier ones stay."""
+        try:
+            write_whole(self.path / _MEMBERS_FILE, encode(MembersFile(members=tuple(members))), mode=0o600)
+        except OSError as error:
+            log.warning("%s", _not_kept("The list of members", self.path, error))
+
+    def _keep_documents(self, pipeline_id: str, documents: Iterable[HandedDocument]) -> None:
+        folder = self.manifest_folder(pipeline_id)
+        folder.mkdir(mode=_PRIVATE, exist_ok=True)
+        for document in documents:
+            write_whole(folder / document.name, document.data, mode=0o600)
+
+    @staticmethod
+    def _read(kind: type[D], path: Path) -> D | None:
+        try:
+            return decode(kind, read_file(path, _MAX_FILE_BYTES), where=str(path))
+        except (OSError, ShardhubError) as error:
+            log.warning("%s is left out: %s", path, error)
+            return None
+
+
+def _not_kept(what: str, folder: Path, error: OSError) -> ResourceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(
+            f"{what} was not kept: the disk is full.",
+            why=f"{folder} cannot be written.",
+            hint="Make room there (`shardhub prune` frees the cache), and give the order again.",
+        )
+    return ResourceError(
+        f"{what} was not kept.", why=f"{folder}: {error.strerror}.", hint="Make that folder writable for this user."
+    )

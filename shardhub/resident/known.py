@@ -1,0 +1,153 @@
+"""The other machines that a resident knows: from whom it heard of each, where each may be reached, and when it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from shardhub.errors import ShardhubError
+from shardhub.placing.cluster import MAX_MACHINES
+from shardhub.resident.machine import MAX_ADDRESSES, KnownMachine, MachineFacts, MeasuredLink
+
+# A clock that differs by more is worth a remark: certificates are valid from an hour before they are made.
+_CLOCK_DIFFERENCE_S = 60.0
+_MAX_TROUBLE = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquaintance:
+    """One of them.
+
+    Attributes:
+        addresses: Where it may be reached, the best one first.
+        seen_at: When somebody of the cluster last heard of it, on this machine's wall clock.
+        facts: What it said of itself last; None if it never did to this machine.
+        is_reachable: Whether it answered when it was last called.
+        trouble: Why it does not, if so.
+        link: What was measured to it.
+        clock_difference_s: How much its wall clock was ahead of this machine's.
+    """
+
+    name: str
+    role: Literal["member", "node"] = "member"
+    addresses: tuple[str, ...] = ()
+    seen_at: float = 0.0
+    facts: MachineFacts | None = None
+    is_reachable: bool = False
+    trouble: str = ""
+    link: MeasuredLink | None = None
+    clock_difference_s: float = 0.0
+
+    def as_document(self) -> KnownMachine:
+        """As it is told to commands."""
+        return KnownMachine(
+            name=self.name,
+            role=self.role,
+            addresses=self.addresses,
+            seen_at=self.seen_at,
+            is_reachable=self.is_reachable,
+            trouble=self.trouble,
+            facts=self.facts,
+        )
+
+
+class KnownMachines:
+    """The machines that a resident knows, without its own.
+
+    Args:
+        own: This machine's name.
+        kept: Those that were known before.
+    """
+
+    def __init__(self, own: str, kept: Iterable[KnownMachine] = ()) -> None:
+        self._own = own
+        self._by_name: dict[str, Acquaintance] = {}
+        for each in kept:
+            self._by_name[each.name] = Acquaintance(
+                name=each.name, role=each.role, addresses=each.addresses, seen_at=each.seen_at, facts=each.facts
+            )
+
+    def __iter__(self) -> Iterator[Acquaintance]:
+        """All of them, by name."""
+        return iter([self._by_name[name] for name in sorted(self._by_name)])
+
+    def get(self, name: str) -> Acquaintance | None:
+        """A machine; None if it is not known."""
+        return self._by_name.get(name)
+
+    def met(self, facts: MachineFacts, addresses: Sequence[str], *, said_at: float, now: float) -> bool:
+        """A machine has spoken for itself; returns whether it was unknown.
+
+        Args:
+            facts: What it says of itself.
+            addresses: Where it was met, which come first.
+            said_at, now: Its wall clock, and this machine's.
+        """
+        known = self._by_name.get(facts.name)
+        if known is None and (facts.name == self._own or len(self._by_name) >= MAX_MACHINES):
+            return False
+        before = known or Acquaintance(name=facts.name)
+        # Addresses that it no longer has are kept at the end: it may have them again.
+        merged = _merged(addresses, before.addresses[:1] if addresses else (), facts.addresses, before.addresses)
+        self._by_name[facts.name] = replace(
+            before, role=facts.role, addresses=merged, seen_at=now, facts=facts, clock_difference_s=said_at - now
+        )
+        return known is None
+
+    def reached(self, name: str, address: str) -> None:
+        """A machine has answered at an address."""
+        known = self._by_name[name]
+        first = (address,) if known.link is None else ()
+        self._by_name[name] = replace(
+            known, is_reachable=True, trouble="", addresses=_merged(first, known.addresses, (address,))
+        )
+
+    def lost(self, name: str, error: ShardhubError) -> None:
+        """A machine answers at none of its addresses."""
+        self._by_name[name] = replace(self._by_name[name], is_reachable=False, trouble=str(error)[:_MAX_TROUBLE])
+
+    def measured(self, name: str, link: MeasuredLink) -> None:
+        """The best of its addresses was measured."""
+        known = self._by_name[name]
+        self._by_name[name] = replace(known, link=link, addresses=_merged((link.address,), known.addresses))
+
+    def hear(self, others: Iterable[KnownMachine], *, now: float) -> list[str]:
+        """Another machine has named those it knows; returns the names that were unknown."""
+        new = []
+        for each in others:
+            known = self._by_name.get(each.name)
+            if each.name == self._own or (known is None and len(self._by_name) >= MAX_MACHINES):
+                continue
+            if known is None:
+                new.append(each.name)
+                known = Acquaintance(name=each.name, role=each.role)
+            self._by_name[each.name] = replace(
+                known,
+                seen_at=max(known.seen_at, min(each.seen_at, now)),
+                addresses=_merged(known.addresses, each.addresses),
+            )
+        return new
+
+    @property
+    def links(self) -> tuple[MeasuredLink, ...]:
+        """What was measured to them."""
+        return tuple(each.link for each in self if each.link is not None)
+
+    def remarks(self, own: MachineFacts) -> tuple[str, ...]:
+        """What a person should know of them: clocks and versions that differ."""
+        remarks = []
+        for each in self:
+            difference_s = each.clock_difference_s
+            if abs(difference_s) > _CLOCK_DIFFERENCE_S:
+                remarks.append(
+                    f"The clock of {each.name} is {abs(difference_s):.0f} s {'ahead' if difference_s > 0 else 'behind'}"
+                    f" that of {own.name}: set it, or certificates will be refused."
+                )
+            if each.facts is not None and each.facts.shardhub != own.shardhub:
+                remarks.append(f"{each.name} runs shardhub {each.facts.shardhub}, and {own.name} {own.shardhub}.")
+        return tuple(remarks)
+
+
+def _merged(*groups: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(address for group in groups for address in group))[:MAX_ADDRESSES]

@@ -1,0 +1,144 @@
+"""Residents over gRPC: the caller's side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc.aio
+
+from shardhub.errors import ShardhubError
+from shardhub.manifest import decode, encode
+from shardhub.resident.calls import ResidentLink
+from shardhub.resident.deployments import Deployment
+from shardhub.resident.machine import Introduction, KnownOrders, MachineState
+from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
+from shardhub.security.certificates import Role
+from shardhub.security.trust import PLAIN, Security
+from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
+from shardhub.wire.secure import OpenChannel, open_channel
+from shardhub.wire.shardhub_pb2_grpc import ResidentStub
+from shardhub.wire.status import from_rpc
+
+# An order and the names of its documents; an answer may carry several orders, but one at a time is larger.
+MESSAGE_BYTES = 2 * MAX_ORDER_BYTES
+_ANSWER_S = 10.0
+# An order may carry a tokenizer, over a slow network.
+_ORDER_S = 120.0
+
+
+class GrpcResidents:
+    """Connects to residents over gRPC.
+
+    Args:
+        security: Decides which addresses need TLS.
+    """
+
+    def __init__(self, security: Security = PLAIN, *, liveness: Liveness = DEFAULT_LIVENESS) -> None:
+        self._security = security
+        self._liveness = liveness
+
+    async def dial(self, address: str) -> ResidentLink:
+        """Connect to a resident; see `ResidentDialer.dial`."""
+        opened = await open_channel(address, self._security, client_options(MESSAGE_BYTES, self._liveness))
+        return GrpcResidentLink(address, opened)
+
+
+class GrpcResidentLink:
+    """A resident at the other end of a channel."""
+
+    def __init__(self, address: str, opened: OpenChannel) -> None:
+        self._address = address
+        self._opened = opened
+        self._stub: Any = ResidentStub(opened.channel)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return self._address
+
+    @property
+    def name(self) -> str | None:
+        """The machine's name by its certificate; None without TLS."""
+        return None if self._opened.peer is None else self._opened.peer.name
+
+    @property
+    def may_order(self) -> bool:
+        """Whether orders may be taken from it: it is a member, or there is no TLS."""
+        return self._opened.peer is None or self._opened.peer.role is Role.MEMBER
+
+    async def describe(self) -> MachineState:
+        """Ask for the machine's state; see `ResidentLink.describe`."""
+        reply = await self._call(self._stub.Describe, pb.DescribeMachineRequest(), "describe the machine")
+        return decode(MachineState, reply.state, where=self._address)
+
+    async def want(self, order: Order) -> KnownOrders:
+        """Give an order; see `ResidentLink.want`."""
+        reply = await self._call(self._stub.Want, want_message(order), "give it an order", timeout_s=_ORDER_S)
+        return decode(KnownOrders, reply.orders, where=self._address)
+
+    async def watch(self) -> AsyncIterator[MachineState]:
+        """Follow the machine's state; see `ResidentLink.watch`."""
+        call = self._stub.Watch(pb.WatchMachineRequest())
+        try:
+            async for reply in call:
+                yield decode(MachineState, reply.state, where=self._address)
+        except grpc.aio.AioRpcError as error:
+            raise await self._explained(error, "follow its state") from error
+        finally:
+            call.cancel()
+
+    async def introduce(self, introduction: Introduction) -> tuple[Introduction, Sequence[Order]]:
+        """Exchange known machines; see `ResidentLink.introduce`."""
+        request = pb.IntroduceMachineRequest(introduction=encode(introduction))
+        reply = await self._call(self._stub.Introduce, request, "exchange known machines", timeout_s=_ORDER_S)
+        answer = decode(Introduction, reply.introduction, where=self._address)
+        return answer, [order_value(message, where=self._address) for message in reply.newer]
+
+    async def probe(self, payload: bytes) -> None:
+        """Have a payload answered at once."""
+        await self._call(self._stub.Probe, pb.ProbeMachineRequest(payload=payload), "measure the link")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._opened.channel.close()
+
+    async def _call(self, method: Any, request: Any, doing: str, *, timeout_s: float = _ANSWER_S) -> Any:
+        self._check_trusted()
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise await self._explained(error, doing) from error
+
+    def _check_trusted(self) -> None:
+        """Check that the other side was not revoked meanwhile.
+
+        Raises:
+            CertificateRefused: It was.
+        """
+        if self._opened.trust is not None and self._opened.peer is not None:
+            self._opened.trust.check(self._opened.peer)
+
+    async def _explained(self, error: grpc.aio.AioRpcError, doing: str) -> ShardhubError:
+        return await self._opened.explain(from_rpc(error, peer=self._address, doing=doing))
+
+
+def want_message(order: Order) -> pb.WantRequest:
+    """An order as a message."""
+    documents = [pb.NamedDocument(name=document.name, data=document.data) for document in order.documents]
+    return pb.WantRequest(deployment=encode(order.deployment), documents=documents)
+
+
+def order_value(message: pb.WantRequest, *, where: str) -> Order:
+    """The order of a message.
+
+    Raises:
+        FormatError: It is not one.
+    """
+    order = Order(
+        deployment=decode(Deployment, message.deployment, where=f"an order from {where}"),
+        documents=tuple(HandedDocument(name=each.name, data=each.data) for each in message.documents),
+    )
+    order.check()
+    return order

@@ -1,0 +1,259 @@
+"""What residents say of themselves and of each other: a machine's facts, its nodes, its orders, and who it knows.
+
+These documents are for people and for placing. They come from machines of other versions too, so unknown fields are
+ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from shardhub.manifest import Digest, Document, NumericClass, ShortText, Size
+from shardhub.placing.cluster import MAX_MACHINES
+from shardhub.resident.deployments import (
+    MAX_DEPLOYMENTS,
+    MAX_REPLICAS,
+    Assignment,
+    Deployment,
+    Layer,
+    MachineName,
+)
+from shardhub.resident.nodes import NodeStatus, Phase
+from shardhub.resident.records import Failure, Text
+
+# Of one machine: every interface may have several.
+MAX_ADDRESSES = 32
+MAX_NODES = MAX_DEPLOYMENTS * MAX_REPLICAS
+
+HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
+Speed = Annotated[float, Field(ge=0)]
+# Seconds since the epoch, on the wall clock of the machine that says it.
+Date = Annotated[float, Field(ge=0)]
+BootId = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+
+
+class Report(Document):
+    """Base of what machines say of themselves."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class MeasuredLink(Report):
+    """What a machine measured to another one.
+
+    Attributes:
+        machine: The other one.
+        address: Where it was reached.
+        bytes_per_s: Rate of a large message.
+    """
+
+    machine: MachineName
+    address: HostPort
+    round_trip_s: Speed
+    bytes_per_s: Annotated[float, Field(gt=0)]
+
+
+class MachineFacts(Report):
+    """A machine, as its resident measured it.
+
+    Attributes:
+        name: Its own, by its certificate.
+        role: Members give and take orders; a node takes them only.
+        boot_id: Distinguishes the resident's process from earlier ones.
+        shardhub, mlx, mlx_lm: Versions.
+        system: `Linux` or `Darwin`.
+        chip: The processor's name, for people.
+        backend: `cpu`, `metal` or `cuda`; empty until it is measured.
+        numeric_class: What determines its numbers; None until it is measured.
+        memory_bytes: Installed memory.
+        budget_bytes: Memory that nodes of this cluster may take: what is free for new ones, and what running ones hold.
+        read_bytes_per_s: Rate at which a decoding step reads weights; 0 until it is measured.
+        step_s: Seconds that a step takes beside reading.
+        disk_free_bytes: Free bytes where weights are cached.
+        addresses: Where its resident may be reached.
+        links: What it measured to other machines.
+    """
+
+    name: MachineName
+    role: Literal["member", "node"] = "member"
+    boot_id: BootId
+    shardhub: ShortText
+    mlx: ShortText = ""
+    mlx_lm: ShortText = ""
+    system: ShortText = ""
+    chip: ShortText = ""
+    backend: ShortText = ""
+    numeric_class: NumericClass | None = None
+    memory_bytes: Size = 0
+    budget_bytes: Size = 0
+    read_bytes_per_s: Speed = 0.0
+    step_s: Speed = 0.0
+    disk_free_bytes: Size = 0
+    addresses: Annotated[tuple[HostPort, ...], Field(max_length=MAX_ADDRESSES)] = ()
+    links: Annotated[tuple[MeasuredLink, ...], Field(max_length=MAX_MACHINES)] = ()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its speed is known."""
+        return self.read_bytes_per_s > 0
+
+
+class NodeReport(Report):
+    """A node of a machine.
+
+    Attributes:
+        pipeline: Name of the deployment.
+        pipeline_id: Digest of the manifest that it serves.
+        start, stop: Layers [start, stop).
+        replica: Which of the deployment's chains it belongs to.
+        phase: What its resident does about it.
+        address: Where it listens, as its process says: the host may stand for all of the machine's.
+        doing: What its process does, for people; empty if nothing in particular.
+        done_bytes, total_bytes: Of what it fetches or reads; 0 if it does not.
+        failure: What it ended with last.
+        num_starts: How often this resident started it.
+    """
+
+    pipeline: ShortText
+    pipeline_id: Digest | None = None
+    start: Layer
+    stop: Layer
+    replica: Annotated[int, Field(ge=0, lt=MAX_REPLICAS)] = 0
+    phase: Phase
+    address: Text | None = None
+    doing: Text = ""
+    done_bytes: Annotated[int, Field(ge=0)] = 0
+    total_bytes: Annotated[int, Field(ge=0)] = 0
+    failure: Failure | None = None
+    num_starts: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers heads."""
+        return self.phase is Phase.READY and self.address is not None
+
+    @property
+    def assignment_key(self) -> tuple[int, int, int]:
+        """Replica and layers, which tell the nodes of a deployment on one machine apart."""
+        return self.replica, self.start, self.stop
+
+
+class KnownMachine(Report):
+    """Another machine of the cluster, as a resident knows it.
+
+    Attributes:
+        addresses: Where its resident may be reached, the best one first.
+        seen_at: When somebody of the cluster last heard of it.
+        is_reachable: Whether the resident that says this reaches it now.
+        trouble: Why it does not, if so.
+        facts: What it said of itself last.
+    """
+
+    name: MachineName
+    role: Literal["member", "node"] = "member"
+    addresses: Annotated[tuple[HostPort, ...], Field(max_length=MAX_ADDRESSES)] = ()
+    seen_at: Date = 0.0
+    is_reachable: bool = False
+    trouble: Text = ""
+    facts: MachineFacts | None = None
+
+
+class MachineState(Report):
+    """A machine: what it is, what it serves, what it was ordered, and who it knows.
+
+    Attributes:
+        at: When it was said.
+        nodes: Those that are ordered here.
+        orders: The newest deployment of each pipeline that it knows, those that serve nothing any more among them.
+        members: The other machines that it knows.
+        remarks: What a person should know, such as that it does not see most of the others.
+    """
+
+    kind: Literal["shardhub-machine"] = "shardhub-machine"
+    format_version: Literal[1] = 1
+    at: Date
+    facts: MachineFacts
+    nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
+    orders: Annotated[tuple[Deployment, ...], Field(max_length=MAX_DEPLOYMENTS)] = ()
+    members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
+    remarks: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.facts.name
+
+    def order(self, pipeline: str) -> Deployment | None:
+        """The newest deployment of a pipeline that it knows."""
+        return next((order for order in self.orders if order.name == pipeline), None)
+
+
+class KnownOrder(Report):
+    """Of one pipeline, the order that a machine knows."""
+
+    name: ShortText
+    counter: Annotated[int, Field(ge=1, lt=1 << 53)]
+    member: MachineName
+
+
+class KnownOrders(Report):
+    """The orders that a machine knows."""
+
+    kind: Literal["shardhub-orders"] = "shardhub-orders"
+    format_version: Literal[1] = 1
+    orders: Annotated[tuple[KnownOrder, ...], Field(max_length=MAX_DEPLOYMENTS)] = ()
+
+    @property
+    def by_pipeline(self) -> dict[str, tuple[int, str]]:
+        """What is known, by pipeline, as `Deployments.newer_than` takes it."""
+        return {order.name: (order.counter, order.member) for order in self.orders}
+
+
+class Introduction(Report):
+    """What one resident tells another every few seconds.
+
+    Attributes:
+        at: When it was said.
+        facts: The sender.
+        members: The others that it knows.
+        orders: The orders that it knows.
+    """
+
+    kind: Literal["shardhub-introduction"] = "shardhub-introduction"
+    format_version: Literal[1] = 1
+    at: Date
+    facts: MachineFacts
+    members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
+    orders: KnownOrders = KnownOrders()
+
+
+def known_orders(orders: Mapping[str, tuple[int, str]]) -> KnownOrders:
+    """Orders by pipeline as a document."""
+    return KnownOrders(
+        orders=tuple(
+            KnownOrder(name=name, counter=counter, member=member) for name, (counter, member) in orders.items()
+        )
+    )
+
+
+def report_of(status: NodeStatus) -> NodeReport:
+    """What is said of a node to others."""
+    order, record = status.order, status.record
+    assignment: Assignment = order.assignment
+    return NodeReport(
+        pipeline=order.pipeline,
+        pipeline_id=order.deployment.pipeline_id,
+        start=assignment.start,
+        stop=assignment.stop,
+        replica=assignment.replica,
+        phase=status.phase,
+        address=None if record is None else record.address,
+        doing="" if record is None else record.doing,
+        done_bytes=0 if record is None else record.done_bytes,
+        total_bytes=0 if record is None else record.total_bytes,
+        failure=None if status.failure is None else Failure.of(status.failure),
+        num_starts=status.num_starts,
+    )

@@ -1,0 +1,87 @@
+"""The gRPC service of a resident: a thin layer over it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from shardhub.errors import AccessError, ShardhubError
+from shardhub.manifest import decode, encode
+from shardhub.resident.link import order_value, want_message
+from shardhub.resident.machine import Introduction
+from shardhub.resident.resident import Resident
+from shardhub.security.certificates import Role
+from shardhub.seldom import Seldom
+from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.answers import Context, answers
+from shardhub.wire.caller_check import caller, require
+from shardhub.wire.shardhub_pb2_grpc import ResidentServicer
+
+log = logging.getLogger(__name__)
+
+
+class MachineServicer(ResidentServicer):
+    """Serves one resident."""
+
+    def __init__(self, resident: Resident) -> None:
+        self._resident = resident
+        self._failures = Seldom(log)
+        self.broken = Seldom(log)
+
+    def note_failure(self, error: ShardhubError) -> None:
+        """Log an error that a caller was answered with."""
+        self._failures.warn("a call was refused", cause=error)
+
+    @answers
+    async def Describe(self, request: pb.DescribeMachineRequest, context: Context) -> pb.MachineReply:  # noqa: N802
+        return pb.MachineReply(state=encode(self._resident.state))
+
+    @answers
+    async def Want(self, request: pb.WantRequest, context: Context) -> pb.WantReply:  # noqa: N802
+        require(Role.MEMBER, "give orders")
+        orders = self._resident.want(order_value(request, where=_caller_name(context)))
+        return pb.WantReply(orders=encode(orders))
+
+    @answers
+    async def Watch(self, request: pb.WatchMachineRequest, context: Context) -> None:  # noqa: N802
+        """Send the machine's state, and again after changes."""
+        async for state in self._resident.watch():
+            await context.write(pb.MachineReply(state=encode(state)))
+
+    @answers
+    async def Introduce(  # noqa: N802
+        self, request: pb.IntroduceMachineRequest, context: Context
+    ) -> pb.IntroduceMachineReply:
+        require(Role.NODE, "introduce itself as a machine")
+        said = decode(Introduction, request.introduction, where=_caller_name(context))
+        peer = caller.get()
+        if peer is not None:
+            if said.facts.name != peer.name:
+                raise AccessError(
+                    f"The machine {peer.name} introduced itself as {said.facts.name[:80]}.",
+                    why="A machine's name is that of its certificate.",
+                    hint=f"Restart its resident: shardhub resident stop, then shardhub resident start, on {peer.name}.",
+                )
+            role = "member" if peer.role is Role.MEMBER else "node"
+            said = said.model_copy(update={"facts": said.facts.model_copy(update={"role": role})})
+        answer, newer = self._resident.introduce(said, heard_from=_host_of(context))
+        return pb.IntroduceMachineReply(introduction=encode(answer), newer=[want_message(order) for order in newer])
+
+    @answers
+    async def Probe(self, request: pb.ProbeMachineRequest, context: Context) -> pb.ProbeMachineReply:  # noqa: N802
+        return pb.ProbeMachineReply()
+
+
+def _caller_name(context: Any) -> str:
+    peer = caller.get()
+    return peer.name if peer is not None else str(_host_of(context) or "a caller")
+
+
+def _host_of(context: Any) -> str | None:
+    """The caller's IP address; None if it is not known."""
+    kind, _, rest = str(context.peer()).partition(":")
+    host = rest.rpartition(":")[0]
+    if kind == "ipv6":
+        # gRPC writes the brackets as %5B and %5D.
+        host = host.removeprefix("%5B").removesuffix("%5D").strip("[]")
+    return host if kind in ("ipv4", "ipv6") and host else None

@@ -1,0 +1,377 @@
+"""A cluster as commands and programs see it: its machines, what is up on them, and orders."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardhub.address import Address
+from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.errors import AccessError, NodeUnreachable, ShardhubError
+from shardhub.listening import is_unspecified
+from shardhub.resident.calls import ResidentDialer, ResidentLink
+from shardhub.resident.deployments import Deployment
+from shardhub.resident.link import GrpcResidents
+from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
+from shardhub.resident.order import HandedDocument, Order
+from shardhub.usecases.cluster_place import ClusterPlace, own_resident
+from shardhub.usecases.loop import LoopThread
+
+# A machine that is asked for its state answers from memory.
+_ANSWER_S = 5.0
+# Between two looks at who is there, while machines are watched.
+_AGAIN_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterMachine:
+    """A machine of the cluster.
+
+    Attributes:
+        address: Where its resident was reached, or HOST:PORT where it was last; None if it never was.
+        state: What it says now; None if it does not answer.
+        known: What this machine's resident knows of it; None for this machine itself.
+        is_own: Whether it is this machine.
+    """
+
+    name: str
+    address: str | None
+    state: MachineState | None = None
+    known: KnownMachine | None = None
+    is_own: bool = False
+
+    @property
+    def facts(self) -> MachineFacts | None:
+        """What it said of itself last."""
+        if self.state is not None:
+            return self.state.facts
+        return None if self.known is None else self.known.facts
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it answers."""
+        return self.state is not None
+
+    @property
+    def seen_at(self) -> float:
+        """When it was last heard of, in seconds since the epoch."""
+        return self.state.at if self.state is not None else (0.0 if self.known is None else self.known.seen_at)
+
+    @property
+    def nodes(self) -> tuple[NodeReport, ...]:
+        """Its nodes; none if it does not answer."""
+        return () if self.state is None else self.state.nodes
+
+    def address_of(self, node: NodeReport) -> str | None:
+        """HOST:PORT where a node of it answers heads of this machine; None before it is ready."""
+        if node.address is None or not node.is_ready:
+            return None
+        at = Address.parse(node.address)
+        if not is_unspecified(at.host):
+            return node.address
+        # It listens on all addresses: the one that its resident was reached at leads to it.
+        return None if self.address is None else str(Address(Address.parse(self.address).host, at.port))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedNode:
+    """A node of a pipeline.
+
+    Attributes:
+        machine: Name of its machine.
+        address: HOST:PORT where it answers; None before it is ready.
+        report: What its resident says; None if the machine does not answer, or has not begun.
+    """
+
+    machine: str
+    start: int
+    stop: int
+    replica: int
+    address: str | None = None
+    report: NodeReport | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedPipeline:
+    """A pipeline that is ordered.
+
+    Attributes:
+        deployment: The newest order for it.
+        nodes: Its nodes, by replica and layers.
+    """
+
+    deployment: Deployment
+    nodes: tuple[ServedNode, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in the cluster."""
+        return self.deployment.name
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all nodes of one of its chains answer."""
+        replicas = {node.replica for node in self.nodes}
+        return any(
+            all(node.address is not None for node in self.nodes if node.replica == replica) for replica in replicas
+        )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its nodes answer."""
+        return tuple(node.address for node in self.nodes if node.address is not None)
+
+
+def pipelines_of(machines: Sequence[ClusterMachine]) -> tuple[ServedPipeline, ...]:
+    """The pipelines that machines are ordered to serve, by the newest order that any of them knows."""
+    newest: dict[str, Deployment] = {}
+    for order in (order for machine in machines if machine.state for order in machine.state.orders):
+        known = newest.get(order.name)
+        if known is None or known.order < order.order:
+            newest[order.name] = order
+    reports: dict[tuple[str, str, int, int, int], tuple[ClusterMachine, NodeReport]] = {
+        (machine.name, node.pipeline, *node.assignment_key): (machine, node)
+        for machine in machines
+        for node in machine.nodes
+    }
+    return tuple(
+        ServedPipeline(deployment=newest[name], nodes=_nodes_of(newest[name], reports))
+        for name in sorted(newest)
+        if newest[name].assignments
+    )
+
+
+def _nodes_of(
+    deployment: Deployment, reports: Mapping[tuple[str, str, int, int, int], tuple[ClusterMachine, NodeReport]]
+) -> tuple[ServedNode, ...]:
+    nodes = []
+    for each in sorted(deployment.assignments, key=lambda each: (each.replica, each.start)):
+        machine, report = reports.get(
+            (each.machine, deployment.name, each.replica, each.start, each.stop), (None, None)
+        )
+        if report is not None and report.pipeline_id != deployment.pipeline_id:
+            machine, report = None, None  # of an earlier order
+        nodes.append(
+            ServedNode(
+                machine=each.machine,
+                start=each.start,
+                stop=each.stop,
+                replica=each.replica,
+                address=None if machine is None or report is None else machine.address_of(report),
+                report=report,
+            )
+        )
+    return tuple(nodes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """Which cluster is meant, and how its residents are reached.
+
+    Attributes:
+        place: The folders of this machine's state and certificates.
+        insecure_lan: Reach other machines without TLS.
+    """
+
+    place: ClusterPlace = field(default_factory=ClusterPlace)
+    insecure_lan: bool = False
+
+
+class Cluster:
+    """The cluster of this machine, while `open_cluster` keeps it open.
+
+    Its methods may be called from any thread.
+    """
+
+    def __init__(self, loop: LoopThread, dialer: ResidentDialer, link: ResidentLink, clock: Clock) -> None:
+        self._loop = loop
+        self._dialer = dialer
+        self._link = link
+        self._clock = clock
+
+    def own(self) -> MachineState:
+        """This machine's state, with what its resident knows of others.
+
+        Raises:
+            ShardhubError: The resident does not answer.
+        """
+        return self._loop.wait(self._link.describe())
+
+    def machines(self) -> tuple[ClusterMachine, ...]:
+        """All machines of the cluster, by name, those that do not answer too.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
+        return self._loop.wait(self._machines())
+
+    def pipelines(self) -> tuple[ServedPipeline, ...]:
+        """The pipelines that are ordered, with the addresses of their nodes.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
+        return pipelines_of(self.machines())
+
+    def next_order(self, name: str) -> tuple[int, str]:
+        """Counter and member of an order for a pipeline that replaces the one that is known."""
+        state = self.own()
+        known = state.order(name)
+        return (1 if known is None else known.counter + 1), state.name
+
+    def want(self, deployment: Deployment, documents: Sequence[HandedDocument] = ()) -> KnownOrders:
+        """Give an order: this machine's resident takes it, and hands it on to all others.
+
+        Args:
+            deployment: Its counter and member come from `next_order`.
+            documents: The files of the pipeline's folder, if it is published nowhere.
+
+        Returns:
+            The orders that the resident knows then: another one for this pipeline if somebody else gave that meanwhile.
+
+        Raises:
+            AccessError: This machine gives no orders.
+            ShardhubError: The order was not kept, or the resident does not answer.
+        """
+        return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
+
+    def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
+        """All machines, now and after each change, at most five times a second each; never ends by itself."""
+        changes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        states: dict[str, MachineState | None] = {}
+        watching = self._loop.submit(self._watch_all(states, changes))
+        try:
+            yield self.machines()
+            while True:
+                self._wait_for(changes, watching)
+                yield _joined(states)
+        finally:
+            watching.cancel()
+
+    def _wait_for(self, changes: queue.SimpleQueue[None], watching: Future[None]) -> None:
+        """Wait for a change, seeing signals meanwhile; several at once count as one."""
+        while True:
+            try:
+                changes.get(timeout=0.2)
+            except queue.Empty:
+                if watching.done():
+                    watching.result()
+                continue
+            with suppress(queue.Empty):
+                while True:
+                    changes.get_nowait()
+            return
+
+    async def _watch_all(self, states: dict[str, MachineState | None], changes: queue.SimpleQueue[None]) -> None:
+        """Follow this machine's resident and, as it names them, all others."""
+        followed: dict[str, asyncio.Task[None]] = {}
+
+        async def follow(member: KnownMachine) -> None:
+            with suppress(ShardhubError):
+                async for state in self._follow(member):
+                    states[member.name] = state
+                    changes.put(None)
+            states[member.name] = None
+            changes.put(None)
+            await self._clock.sleep(_AGAIN_S)
+
+        try:
+            async for own in self._link.watch():
+                states[""] = own
+                changes.put(None)
+                for member in own.members:
+                    if member.addresses and (member.name not in followed or followed[member.name].done()):
+                        followed[member.name] = asyncio.create_task(follow(member))
+        finally:
+            for task in followed.values():
+                task.cancel()
+            await asyncio.gather(*followed.values(), return_exceptions=True)
+
+    async def _follow(self, member: KnownMachine):  # type: ignore[no-untyped-def]
+        link = await self._reach(member)
+        try:
+            async for state in link.watch():
+                yield state
+        finally:
+            await link.close()
+
+    async def _machines(self) -> tuple[ClusterMachine, ...]:
+        own = await self._link.describe()
+        states = await asyncio.gather(*(self._state_of(member) for member in own.members))
+        return _joined({"": own, **{member.name: state for member, state in zip(own.members, states, strict=True)}})
+
+    async def _state_of(self, member: KnownMachine) -> MachineState | None:
+        try:
+            async with self._clock.timeout(_ANSWER_S):
+                link = await self._reach(member)
+                try:
+                    return await link.describe()
+                finally:
+                    await link.close()
+        except (ShardhubError, TimeoutError):
+            return None
+
+    async def _reach(self, member: KnownMachine) -> ResidentLink:
+        """Connect to a machine's resident, at the first of its addresses where it answers."""
+        last: ShardhubError | None = None
+        for address in member.addresses:
+            try:
+                link = await self._dialer.dial(address)
+            except ShardhubError as error:
+                last = last or error
+                continue
+            if link.name in (None, member.name):
+                return link
+            await link.close()
+        raise last or NodeUnreachable(f"{member.name} does not answer at any address that is known.")
+
+
+def _joined(states: Mapping[str, MachineState | None]) -> tuple[ClusterMachine, ...]:
+    """The machines of which states are known, by name; the own one has the empty name."""
+    own = states.get("")
+    if own is None:
+        return ()
+    machines = [ClusterMachine(name=own.name, address=(own.facts.addresses or (None,))[0], state=own, is_own=True)]
+    for member in own.members:
+        address = member.addresses[0] if member.addresses else None
+        state = states.get(member.name)
+        machines.append(ClusterMachine(name=member.name, address=address, state=state, known=member))
+    return tuple(sorted(machines, key=lambda machine: machine.name))
+
+
+@contextmanager
+def open_cluster(settings: ClusterSettings | None = None, *, clock: Clock = SYSTEM_CLOCK) -> Iterator[Cluster]:
+    """Open the cluster of this machine, by its resident.
+
+    Raises:
+        NodeUnreachable: No resident runs here.
+        AccessError: This machine belongs to no cluster, or its certificate cannot be used.
+    """
+    used = settings or ClusterSettings()
+    resident = own_resident(used.place, insecure_lan=used.insecure_lan)
+    with LoopThread() as loop:
+        dialer = GrpcResidents(resident.security)
+        link = loop.wait(dialer.dial(resident.address))
+        try:
+            yield Cluster(loop, dialer, link, clock)
+        finally:
+            loop.wait(link.close())
+
+
+__all__ = [
+    "AccessError",
+    "Cluster",
+    "ClusterMachine",
+    "ClusterSettings",
+    "HandedDocument",
+    "Path",
+    "ServedNode",
+    "ServedPipeline",
+    "open_cluster",
+    "pipelines_of",
+]
