@@ -76,8 +76,24 @@ class UpPlan:
         """The machine that runs a layer, in the first replica."""
         return next(stage.machine for stage in self.placements[0].stages if stage.start <= layer < stage.stop)
 
-    def deployment(self, *, pipeline_id: str, place: str, counter: int, member: str, capacity: Capacity) -> Deployment:
-        """The order that brings it up."""
+    def deployment(
+        self,
+        *,
+        pipeline_id: str,
+        place: str,
+        counter: int,
+        member: str,
+        capacity: Capacity,
+        borders: tuple[int, ...],
+    ) -> Deployment:
+        """The order that brings it up.
+
+        Args:
+            pipeline_id, place: Digest of its manifest, and where machines fetch it.
+            counter, member: Of the order.
+            capacity: What its nodes are started for.
+            borders: Layers at which its shards begin, and its number of layers.
+        """
         assignments = tuple(
             Assignment(machine=stage.machine, start=stage.start, stop=stage.stop, replica=replica)
             for replica, placement in enumerate(self.placements)
@@ -90,6 +106,7 @@ class UpPlan:
             pipeline_id=pipeline_id,
             place=place,
             capacity=capacity,
+            borders=borders,
             assignments=assignments,
         )
 
