@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 
     from shardhub.usecases.up_plan import UpPlan
 
-# A table into a pipe is as wide as it needs to be.
-_PIPE_WIDTH = 400
-
 
 def render(plan: UpPlan) -> Group:
     """A placement as a table, with its speed below."""

@@ -1,4 +1,4 @@
-"""Reading weight files for a plain model that is cut for the cluster: in a process of its own, while somebody listens."""
+"""Reading weight files of a plain model that is cut for a cluster: in a process of its own, while somebody listens."""
 
 from __future__ import annotations
 

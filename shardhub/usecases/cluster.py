@@ -337,7 +337,8 @@ class Cluster:
                     progress(name, report)
                     digests.update(report.digests or {})
             except ShardhubError as error:
-                raise type(error)(f"{name} could not read its layers: {error.what}", why=error.why, hint=error.hint)
+                what = f"{name} could not read its layers: {error.what}"
+                raise type(error)(what, why=error.why, hint=error.hint) from error
             finally:
                 if link is not self._link:
                     await link.close()

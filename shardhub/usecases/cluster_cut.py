@@ -95,6 +95,7 @@ class Candidate:
         watcher: Notified of the current activity.
 
     Attributes:
+        model_name: Its folder or Hub id, as it was given.
         model: It, opened.
         name: Base name of its shards.
         context: Positions of a session.
@@ -107,6 +108,7 @@ class Candidate:
     """
 
     def __init__(self, model: str | Path, settings: ClusterCutSettings, watcher: Watcher = SILENT) -> None:
+        self.model_name = str(model)
         opened = open_model(
             model,
             source_endpoint=settings.source_endpoint,

@@ -18,7 +18,10 @@ from shardhub.setting_checks import check_settings
 from shardhub.sizes import size_text
 from shardhub.usecases.cluster import Cluster, ClusterMachine, HandedDocument, ServedNode, ServedPipeline, pipelines_of
 from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
+from shardhub.usecases.cut import Cut
 from shardhub.usecases.placeable import open_placeable
+from shardhub.usecases.publish import PublishSettings, publish
+from shardhub.usecases.push import Publication
 from shardhub.usecases.up_plan import PlacingSettings, UpPlan, plan_up
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -256,12 +259,41 @@ def follow(cluster: Cluster, deployment: Deployment, display: Display = lambda _
             raise _replaced(deployment)
         if served is None or served.deployment.order != deployment.order:
             continue
-        display([_progress(node, machines) for node in served.nodes])
+        display([progress_of(node) for node in served.nodes])
         for node in served.nodes:
             _raise_failure(node)
         if all(node.address is not None for node in served.nodes):
             return served
     raise NodeFailure("This machine's resident has ended.", hint="Start it: shardhub resident start")
+
+
+def publish_cut(plan: UpPlan, settings: UpSettings, *, assume_yes: bool, watcher: Watcher = SILENT) -> Publication:
+    """Publish the pipeline of a plain model, with the stages that the cluster serves.
+
+    Its weights stay in the model's repo; those that are computed are uploaded.
+
+    Raises:
+        UsageError: It is a pipeline already.
+        As `publish`.
+    """
+    candidate = plan.placeable.candidate
+    if candidate is None:
+        raise UsageError(f"{plan.placeable.name} is published already.", hint="Leave out `push`.")
+    cutting = settings.cutting
+    return publish(
+        candidate.model_name,
+        Cut(cuts=plan.cuts) if plan.cuts else Cut(stages=1),
+        PublishSettings(
+            name=candidate.name,
+            by_reference=not candidate.is_in_folder and cutting.quantisation is None,
+            source_endpoint=cutting.source_endpoint,
+            ignore_code=cutting.ignore_code,
+            ignore_fields=cutting.ignore_fields,
+            quantisation=cutting.quantisation,
+            assume_yes=assume_yes,
+        ),
+        watcher,
+    )
 
 
 def down(cluster: Cluster, name: str) -> Deployment:
@@ -307,13 +339,11 @@ def _newest_order(machines: Sequence[ClusterMachine], name: str) -> tuple[int, s
     return max(orders, default=None)
 
 
-def _progress(node: ServedNode, machines: Sequence[ClusterMachine]) -> MachineProgress:
+def progress_of(node: ServedNode) -> MachineProgress:
     """How far a node is."""
     report = node.report
     if report is None:
-        is_there = any(machine.name == node.machine and machine.is_reachable for machine in machines)
-        doing = "has the order not yet" if is_there else "does not answer"
-        return MachineProgress(machine=node.machine, layers=(node.start, node.stop - 1), doing=doing)
+        return MachineProgress(machine=node.machine, layers=(node.start, node.stop - 1), doing="no word yet")
     waiting = {Phase.WAITING: "ended, and starts again soon", Phase.STOPPED: "ended"}
     return MachineProgress(
         machine=node.machine,

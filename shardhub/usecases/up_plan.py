@@ -28,12 +28,14 @@ class PlacingSettings:
         sessions: Sessions that there must be room for at once; room for one more is kept.
         replicas: Number of chains, each on machines of its own.
         on: Stages that are decided already: `NAME=K` or `NAME=K-L`, by stages of a pipeline, or by layers of a model.
+        heals: Whether the layers of a machine that is gone are placed on others.
     """
 
     objective: Objective = "latency"
     sessions: int = 1
     replicas: int = 1
     on: tuple[str, ...] = ()
+    heals: bool = True
 
     def __post_init__(self) -> None:
         check_settings(self, sessions=(1, None), replicas=(1, None))
