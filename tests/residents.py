@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,10 +38,17 @@ class ResidentProcess(Announced):
         tls: Folder of its certificate; None runs it without TLS, on loopback.
         seeds: Addresses of others.
         options: More options.
+        env: Further environment variables.
     """
 
     def __init__(
-        self, folder: Path, *, tls: Path | None = None, seeds: tuple[str, ...] = (), options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        tls: Path | None = None,
+        seeds: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.place = ClusterPlace(state=folder, tls=tls)
         measured = self.place.folder.path / MEASURED_FILE
@@ -48,7 +56,8 @@ class ResidentProcess(Announced):
         words = [*(["--tls", str(tls)] if tls is not None else []), *options]
         for seed in seeds:
             words += ["--seed", seed]
-        super().__init__("resident run", *words, env={"SHARDHUB_STATE": str(folder), "SHARDHUB_BLAS": "reference"})
+        own = {"SHARDHUB_STATE": str(folder), "SHARDHUB_BLAS": "reference"}
+        super().__init__("resident run", *words, env={**own, **(env or {})})
 
     @property
     def address(self) -> str:
@@ -65,21 +74,31 @@ class ResidentProcess(Announced):
         self.process.kill()
         self.wait()
 
-    def end(self) -> None:
-        """End it and its nodes."""
-        if self.process.poll() is None:
-            self.process.send_signal(2)
-        self.wait()
+
+def end_all(residents: Iterable[ResidentProcess]) -> None:
+    """End residents and their nodes, side by side."""
+    running = list(residents)
+    for each in running:
+        if each.process.poll() is None:
+            each.process.send_signal(signal.SIGINT)
+    for each in running:
+        each.wait()
 
 
 def member(
-    cluster: Cluster, folder: Path, name: str, *, seeds: tuple[str, ...] = (), role: Role = Role.MEMBER
+    cluster: Cluster,
+    folder: Path,
+    name: str,
+    *,
+    seeds: tuple[str, ...] = (),
+    role: Role = Role.MEMBER,
+    env: Mapping[str, str] | None = None,
 ) -> ResidentProcess:
     """A resident of a machine with a certificate."""
     tls = cluster.folder / f"{name}-{role.value}"
     if not tls.exists():
         cluster.issue(name, role)
-    return ResidentProcess(folder / name, tls=tls, seeds=seeds)
+    return ResidentProcess(folder / name, tls=tls, seeds=seeds, env=env)
 
 
 def deployed(

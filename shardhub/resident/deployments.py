@@ -90,7 +90,7 @@ class Deployment(Document):
             raise ValueError("a pipeline has an id, a place and machines that serve it, or none of these")
         if len({(each.machine, each.replica) for each in self.assignments}) != len(self.assignments):
             raise ValueError("a machine has two stages of one chain")
-        last = {self._check_chain(replica) for replica in {each.replica for each in self.assignments}}
+        last = {self._check_chain(replica) for replica in sorted({each.replica for each in self.assignments})}
         if len(last) > 1:
             raise ValueError("its chains have different numbers of layers")
         if list(self.borders) != sorted(set(self.borders)):

@@ -20,6 +20,7 @@ from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.known import KnownMachines
 from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts, MeasuredLink
 from shardhub.resident.order import Order
+from shardhub.resident.reach import reach
 from shardhub.seldom import Seldom
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,11 @@ class Gossip:
                 task = self._suggested[address] = asyncio.create_task(self._look_at(address))
                 task.add_done_callback(partial(self._forget, address))
 
+    @property
+    def num_suggested(self) -> int:
+        """How many suggested addresses are being looked at."""
+        return len(self._suggested)
+
     def _forget(self, address: str, task: asyncio.Task[bool]) -> None:
         self._suggested.pop(address, None)
 
@@ -168,19 +174,17 @@ class Gossip:
         """Exchange introductions with one machine, for as long as this resident runs."""
         news = self._news[name]
         while True:
+            news.clear()
+            known = self._known.get(name)
             try:
-                link = await self._reach(name)
+                link = await reach(self._dialer, name, known.addresses if known is not None else (), clock=self._clock)
+                try:
+                    await self._speak(name, link, news)
+                finally:
+                    await link.close()
             except ShardhubError as error:
                 self._lost(name, error)
                 await self._pause(news, self._pace.again_s)
-                continue
-            try:
-                await self._speak(name, link, news)
-            except ShardhubError as error:
-                self._lost(name, error)
-                await self._pause(news, min(1.0, self._pace.again_s))
-            finally:
-                await link.close()
 
     async def _speak(self, name: str, link: ResidentLink, news: asyncio.Event) -> None:
         measure_at = self._clock.now()
@@ -200,26 +204,6 @@ class Gossip:
                 if known is not None and known.addresses[0] != link.address:
                     return  # the next link takes the faster address
             await self._pause(news, self._pace.every_s)
-
-    async def _reach(self, name: str) -> ResidentLink:
-        """Connect to a machine, at the first of its addresses where it answers.
-
-        Raises:
-            ShardhubError: It answers at none; the error is that of the first, which was the best one.
-        """
-        known = self._known.get(name)
-        first: ShardhubError | None = None
-        for address in known.addresses if known is not None else ():
-            try:
-                link = await self._dialer.dial(address)
-            except ShardhubError as error:
-                first = first or error
-                continue
-            if link.name in (None, name):
-                return link
-            await link.close()
-            first = first or CertificateRefused(f"{link.name} answers at {address}.", why=f"It was {name}'s.")
-        raise first or NodeUnreachable(f"No address of {name} is known.", hint="Name one: shardhub join --seed HOST")
 
     async def _exchange(self, link: ResidentLink) -> str:
         """Exchange machines and orders over a link; returns the name of the machine at its other end."""

@@ -81,15 +81,16 @@ class KnownMachines:
 
         Args:
             facts: What it says of itself.
-            addresses: Where it was met, which come first.
+            addresses: Where it was met.
             said_at, now: Its wall clock, and this machine's.
         """
         known = self._by_name.get(facts.name)
         if known is None and (facts.name == self._own or len(self._by_name) >= MAX_MACHINES):
             return False
         before = known or Acquaintance(name=facts.name)
-        # Addresses that it no longer has are kept at the end: it may have them again.
-        merged = _merged(addresses, before.addresses[:1] if addresses else (), facts.addresses, before.addresses)
+        # The address in use stays first. Those that it no longer has are kept last: it may have them again.
+        used = before.addresses[:1] if before.is_reachable else ()
+        merged = _merged(used, addresses, facts.addresses, before.addresses)
         self._by_name[facts.name] = replace(
             before, role=facts.role, addresses=merged, seen_at=now, facts=facts, clock_difference_s=said_at - now
         )
@@ -98,9 +99,8 @@ class KnownMachines:
     def reached(self, name: str, address: str) -> None:
         """A machine has answered at an address."""
         known = self._by_name[name]
-        first = (address,) if known.link is None else ()
         self._by_name[name] = replace(
-            known, is_reachable=True, trouble="", addresses=_merged(first, known.addresses, (address,))
+            known, is_reachable=True, trouble="", addresses=_merged((address,), known.addresses)
         )
 
     def lost(self, name: str, error: ShardhubError) -> None:

@@ -44,7 +44,14 @@ class GrpcResidents:
     async def dial(self, address: str) -> ResidentLink:
         """Connect to a resident; see `ResidentDialer.dial`."""
         opened = await open_channel(address, self._security, client_options(MESSAGE_BYTES, self._liveness))
-        return GrpcResidentLink(address, opened)
+        link = GrpcResidentLink(address, opened)
+        if opened.peer is None:
+            try:
+                await link.probe(b"")  # a plain channel is open before anybody answers
+            except BaseException:
+                await link.close()
+                raise
+        return link
 
 
 class GrpcResidentLink:

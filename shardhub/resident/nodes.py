@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.errors import ShardhubError
+from shardhub.errors import ResourceError, ShardhubError
 from shardhub.manifest import encode
 from shardhub.resident.deployments import Assignment, Deployment, Deployments
-from shardhub.resident.processes import Launcher, RunningNode
+from shardhub.resident.processes import Launcher, RunningNode, shorten
 from shardhub.resident.records import NodeRecord, NodeState, read_record
 from shardhub.resident.restarts import Restarts
 
@@ -173,6 +173,11 @@ class Nodes:
                 node.begin(after=self._ending.get(key))
         self._changed()
 
+    def shorten_logs(self) -> None:
+        """Keep only the end of logs that have grown large."""
+        for path in self._folder.glob("*.log"):
+            shorten(path)
+
     async def close(self, *, end_nodes: bool) -> None:
         """End with all nodes, or leave them to serve on, until another resident finds them."""
         kept, self._kept = list(self._kept.values()), {}
@@ -248,10 +253,17 @@ class _KeptNode:
             await asyncio.wait({after})
         restarts = Restarts()
         while True:
-            ready_at = await self._run()
+            try:
+                ready_at = await self._run()
+            except OSError as error:  # no process can be started, or its log cannot be written
+                ready_at = None
+                failure: ShardhubError | None = ResourceError(
+                    f"The node {self.status.order.key} cannot be started.", why=f"{error.strerror or error}."
+                )
+            else:
+                record = self.status.record
+                failure = None if record is None or record.failure is None else record.failure.as_error()
             served_s = 0.0 if ready_at is None else self._clock.now() - ready_at
-            record = self.status.record
-            failure = None if record is None or record.failure is None else record.failure.as_error()
             pause_s = restarts.ended(failure, served_s=served_s)
             phase = Phase.STOPPED if pause_s is None else Phase.WAITING
             self._set(phase=phase, failure=failure, pause_s=pause_s or 0.0)

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import psutil
 
@@ -59,20 +59,36 @@ class SystemLauncher:
         shorten(log)
         environment = {**os.environ, RECORD_VARIABLE: str(record)}
         with log.open("ab") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "shardhub", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-            )
-        return _Child(child)
+            return _Child(start_outliving(words, output, environment))
 
     def take_over(self, record: NodeRecord) -> RunningNode | None:
         """Find a process by its record; see `Launcher.take_over`."""
         process = record.process
         return None if process is None else _Found(process)
+
+
+class OutlivingProcess(subprocess.Popen[bytes]):
+    """A process that goes on when this one ends, of which `Popen` would warn."""
+
+    def __del__(self) -> None:
+        """Leave it alone."""
+
+
+def start_outliving(words: Sequence[str], output: IO[bytes], environment: Mapping[str, str]) -> OutlivingProcess:
+    """Start `shardhub` in a session of its own.
+
+    Args:
+        words: The command, without the program.
+        output: Takes what it prints and logs.
+    """
+    return OutlivingProcess(
+        [sys.executable, "-m", "shardhub", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 class _Child:

@@ -70,7 +70,7 @@ class Resident:
         self._deployments = folder.deployments()
         self._known = KnownMachines(gauge.facts.name, folder.members())
         self._gossip = Gossip(self, self._known, dialer, keep_members=self._keep_members, pace=pace, clock=clock)
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: dict[asyncio.Event, None] = {}
 
     def start(self, seeds: Iterable[str] = ()) -> None:
         """Begin to follow the kept orders, and to speak with other machines.
@@ -109,7 +109,7 @@ class Resident:
     async def watch(self) -> AsyncIterator[MachineState]:
         """The state now, and again after changes, at most five times a second."""
         news = asyncio.Event()
-        self._watchers.add(news)
+        self._watchers[news] = None
         try:
             while True:
                 news.clear()
@@ -121,7 +121,7 @@ class Resident:
                 except TimeoutError:
                     continue
         finally:
-            self._watchers.discard(news)
+            del self._watchers[news]
 
     def changed(self) -> None:
         """Send the state to those that watch."""
@@ -163,6 +163,11 @@ class Resident:
     def suggest(self, addresses: Iterable[str]) -> None:
         """Look whether machines of this cluster answer at addresses, of which anybody may have told."""
         self._gossip.suggest(addresses)
+
+    @property
+    def num_suggested(self) -> int:
+        """How many suggested addresses are being looked at."""
+        return self._gossip.num_suggested
 
     def introduction(self) -> Introduction:
         """What is told to others."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.errors import AccessError, NodeUnreachable, ShardhubError
+from shardhub.errors import ShardhubError
 from shardhub.listening import is_unspecified
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
 from shardhub.resident.order import HandedDocument, Order
+from shardhub.resident.reach import reach
 from shardhub.resident.reading import ReadReport
 from shardhub.splitting.file_order import FileOrder
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
@@ -310,8 +310,8 @@ class Cluster:
                 task.cancel()
             await asyncio.gather(*followed.values(), return_exceptions=True)
 
-    async def _follow(self, member: KnownMachine):  # type: ignore[no-untyped-def]
-        link = await self._reach(member)
+    async def _follow(self, member: KnownMachine) -> AsyncIterator[MachineState]:
+        link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
         try:
             async for state in link.watch():
                 yield state
@@ -327,11 +327,14 @@ class Cluster:
         self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
     ) -> dict[str, str]:
         own = await self._link.describe()
-        members = {member.name: member for member in own.members}
         digests: dict[str, str] = {}
 
+        addresses = {member.name: member.addresses for member in own.members}
+
         async def read(name: str, order: FileOrder) -> None:
-            link = self._link if name == own.name else await self._reach(members[name])
+            link = (
+                self._link if name == own.name else await reach(self._dialer, name, addresses[name], clock=self._clock)
+            )
             try:
                 async for report in link.read_files(order):
                     progress(name, report)
@@ -354,27 +357,13 @@ class Cluster:
     async def _state_of(self, member: KnownMachine) -> MachineState | None:
         try:
             async with self._clock.timeout(_ANSWER_S):
-                link = await self._reach(member)
+                link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
                 try:
                     return await link.describe()
                 finally:
                     await link.close()
         except (ShardhubError, TimeoutError):
             return None
-
-    async def _reach(self, member: KnownMachine) -> ResidentLink:
-        """Connect to a machine's resident, at the first of its addresses where it answers."""
-        last: ShardhubError | None = None
-        for address in member.addresses:
-            try:
-                link = await self._dialer.dial(address)
-            except ShardhubError as error:
-                last = last or error
-                continue
-            if link.name in (None, member.name):
-                return link
-            await link.close()
-        raise last or NodeUnreachable(f"{member.name} does not answer at any address that is known.")
 
 
 def _joined(states: Mapping[str, MachineState | None]) -> tuple[ClusterMachine, ...]:
@@ -407,17 +396,3 @@ def open_cluster(settings: ClusterSettings | None = None, *, clock: Clock = SYST
             yield Cluster(loop, dialer, link, clock)
         finally:
             loop.wait(link.close())
-
-
-__all__ = [
-    "AccessError",
-    "Cluster",
-    "ClusterMachine",
-    "ClusterSettings",
-    "HandedDocument",
-    "Path",
-    "ServedNode",
-    "ServedPipeline",
-    "open_cluster",
-    "pipelines_of",
-]

@@ -6,22 +6,22 @@ import asyncio
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from shardhub.address import Address, ip_of
+from shardhub.clock import SYSTEM_CLOCK
 from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
 from shardhub.listening import addresses_at, check_reach
 from shardhub.naming import RESIDENT_PORT
 from shardhub.resident.gossip import USUAL_PACE, Pace
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
-from shardhub.resident.processes import SystemLauncher, shorten
+from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
 from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
 from shardhub.resident.resident import Resident
 from shardhub.resident.server import ResidentServer
@@ -164,7 +164,7 @@ async def _run(
     running = RunningResident(name=name, address=str(Address(host, server.port)), resident=resident, trust=trust)
     await server.start(resident)
     resident.start(settings.seeds)
-    beside = [asyncio.create_task(_keep_logs_short(folder.log))]
+    beside = [asyncio.create_task(_keep_logs_short(folder.log, nodes))]
     if settings.is_measured:
         beside.append(asyncio.create_task(gauge.measure(resident.changed)))
     try:
@@ -208,7 +208,7 @@ class _Stopping:
         self._asked.set()
 
 
-def _who(settings: ResidentSettings, trust: Trust | None):  # type: ignore[no-untyped-def]
+def _who(settings: ResidentSettings, trust: Trust | None) -> tuple[str, Literal["member", "node"]]:
     """Name and role of this machine."""
     if trust is None:
         return (own_name() if settings.name is None else check_name(settings.name)), "member"
@@ -232,10 +232,11 @@ def resident_addresses(host: str, port: int) -> list[str]:
     return [str(Address(each, port)) for each in others or hosts]
 
 
-async def _keep_logs_short(log_file: Path) -> None:
+async def _keep_logs_short(log_file: Path, nodes: Nodes) -> None:
     while True:
         shorten(log_file)
-        await asyncio.sleep(_SHORTEN_EVERY_S)
+        nodes.shorten_logs()
+        await SYSTEM_CLOCK.sleep(_SHORTEN_EVERY_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,15 +308,7 @@ def _start_detached(settings: ResidentSettings) -> None:
     folder.record.unlink(missing_ok=True)
     shorten(folder.log)
     with folder.log.open("ab") as output:
-        # The child is not waited for: it goes on when this process has ended.
-        subprocess.Popen(
-            [sys.executable, "-m", "shardhub", *resident_words(settings)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=_environment(settings.place),
-            start_new_session=True,
-        )
+        start_outliving(resident_words(settings), output, _environment(settings.place))
 
 
 def _environment(place: ClusterPlace) -> dict[str, str]:

@@ -24,14 +24,14 @@ class PlacingSettings:
     """What a model is placed for.
 
     Attributes:
-        objective: `latency` is the least time a token of one stream; `throughput` is the most tokens a second.
+        for_throughput: Aim at the most tokens a second of many sessions, not at the least time a token of one stream.
         sessions: Sessions that there must be room for at once; room for one more is kept.
         replicas: Number of chains, each on machines of its own.
         on: Stages that are decided already: `NAME=K` or `NAME=K-L`, by stages of a pipeline, or by layers of a model.
         heals: Whether the layers of a machine that is gone are placed on others.
     """
 
-    objective: Objective = "latency"
+    for_throughput: bool = False
     sessions: int = 1
     replicas: int = 1
     on: tuple[str, ...] = ()
@@ -39,6 +39,11 @@ class PlacingSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, sessions=(1, None), replicas=(1, None))
+
+    @property
+    def objective(self) -> Objective:
+        """What placing optimises."""
+        return "throughput" if self.for_throughput else "latency"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,10 @@ import shardhub
 
 PACKAGE = Path(shardhub.__file__).parent
 # What the product's own compute and links are made of, and facts about the machine.
-OWN = {"chain/links.py", "engine/compute.py", "engine/host.py"}
+OWN = {
+    *("chain/links.py", "engine/compute.py", "engine/host.py"),
+    *("resident/link.py", "resident/processes.py", "resident/records.py"),
+}
 # What both ends of a link put on the wire.
 ON_THE_WIRE = [PACKAGE / "wire" / name for name in ("codec.py", "outbox.py")]
 REFUSED_MODULES = {"time", "random", "secrets", "uuid", "datetime"}
@@ -27,7 +30,7 @@ def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-FOLDERS = ("chain", "engine", "node")
+FOLDERS = ("chain", "engine", "node", "resident")
 ALL = sorted(path for folder in FOLDERS for path in (PACKAGE / folder).glob("*.py"))
 LOGIC = [path for path in [*ALL, *ON_THE_WIRE] if relative(path) not in OWN]
 

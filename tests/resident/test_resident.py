@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import cut
-from tests.residents import deployed, member, reached
+from tests.residents import deployed, end_all, member, reached
 from tests.security.cluster import Cluster
 from tests.waiting import wait_until
 
@@ -38,5 +38,4 @@ def test_an_order_given_on_one_machine_is_followed_on_all(pipeline, tmp_path):
                 assert [each.name for each in states] == ["box", "mini", "studio"]
                 break
     finally:
-        for machine in machines:
-            machine.end()
+        end_all(machines)

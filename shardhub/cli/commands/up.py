@@ -63,7 +63,7 @@ class PlacingFlags:
         from shardhub.usecases.up_plan import PlacingSettings
 
         return PlacingSettings(
-            objective=self.objective,
+            for_throughput=self.objective == "throughput",
             sessions=self.sessions,
             replicas=self.replicas,
             on=tuple(self.on or ()),

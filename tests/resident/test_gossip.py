@@ -1,0 +1,190 @@
+"""What residents tell each other: machines, and orders, until all know the same."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shardhub.errors import DiskFull, FormatError
+from shardhub.resident.deployments import HANDED_ON, Assignment, Deployment
+from shardhub.resident.kept import ClusterFolder
+from shardhub.resident.order import HandedDocument, Order
+from shardhub.shard import read_pipeline
+from tests import cut
+from tests.resident.network import Machine, Network
+from tests.security.loop import in_loop
+from tests.waiting import until
+
+
+def order(member: str, counter: int = 1, *, name: str = "pipe", machine: str = "mini", documents=(), **given) -> Order:
+    """An order for one machine."""
+    deployment = Deployment(
+        name=name,
+        counter=counter,
+        member=member,
+        assignments=(Assignment(machine=machine, start=0, stop=4),),
+        **({"pipeline_id": "a" * 64, "place": "you/pipe@0123456"} | given),
+    )
+    return Order(deployment=deployment, documents=tuple(documents))
+
+
+@asynccontextmanager
+async def running(*machines: Machine, seeds: tuple[str, ...] = ()):
+    """Start residents, and end them."""
+    for machine in machines:
+        machine.start(*seeds)
+    try:
+        yield
+    finally:
+        for machine in machines:
+            if machine.is_up:
+                await machine.stop()
+
+
+def holds(condition):
+    """A condition as `until` takes it."""
+
+    async def holding() -> bool:
+        return condition()
+
+    return holding
+
+
+@in_loop
+async def test_whoever_knows_one_machine_comes_to_know_all(tmp_path):
+    """Of four machines each knows at most the first, and all reach all."""
+    network = Network()
+    machines = [Machine(network, tmp_path, name) for name in ("box", "mini", "studio", "tower")]
+    async with running(*machines, seeds=("box:50047",)):
+        names = {machine.name for machine in machines}
+        await until(holds(lambda: all(machine.reached == names - {machine.name} for machine in machines)))
+        links = {link.machine for link in machines[0].resident.facts.links}
+        await until(holds(lambda: {link.machine for link in machines[0].resident.facts.links} == names - {"box"}))
+        assert links <= names
+
+
+@in_loop
+async def test_of_two_orders_at_once_one_holds_whole_everywhere(tmp_path):
+    """Two parts of a cluster that do not see each other take different orders; once they do, one holds on all."""
+    network = Network()
+    machines = [Machine(network, tmp_path, name) for name in ("box", "mini", "studio", "tower")]
+    async with running(*machines, seeds=("box:50047",)):
+        await until(holds(lambda: all(len(machine.reached) == 3 for machine in machines)))
+        network.part(("box", "mini"), ("studio", "tower"))
+        machines[0].resident.want(order("box", machine="mini"))
+        machines[3].resident.want(order("tower", machine="studio"))
+        await until(holds(lambda: machines[1].orders == {"pipe": (1, "box")}))
+        await until(holds(lambda: machines[2].orders == {"pipe": (1, "tower")}))
+        network.part()
+        await until(holds(lambda: all(machine.orders == {"pipe": (1, "tower")} for machine in machines)))
+        served = {machine.name for machine in machines if machine.resident.state.nodes}
+        assert served == {"studio"}
+
+
+@in_loop
+async def test_a_machine_that_was_away_gets_what_it_missed(tmp_path):
+    """Orders and machines are kept on disk, and newer ones come from any member."""
+    network = Network()
+    box, mini = (Machine(network, tmp_path, name) for name in ("box", "mini"))
+    async with running(box, mini, seeds=("box:50047",)):
+        box.resident.want(order("box"))
+        await until(holds(lambda: mini.orders == {"pipe": (1, "box")}))
+        await mini.stop()
+        await until(holds(lambda: not box.reached))
+        (known,) = box.resident.state.members
+        assert (known.name, known.facts.name) == ("mini", "mini")
+        assert "No node answers" in known.trouble
+        box.resident.want(order("box", 2, machine="box"))
+        mini.start()
+        assert mini.orders == {"pipe": (1, "box")}
+        await until(holds(lambda: mini.orders == {"pipe": (2, "box")} and box.reached == {"mini"}))
+
+
+@in_loop
+async def test_orders_come_from_members_only(tmp_path):
+    """What a machine of another role holds is not taken over; it takes and follows the orders of members."""
+    network = Network()
+    box, guest = Machine(network, tmp_path, "box"), Machine(network, tmp_path, "guest", role="node")
+    async with running(box, guest, seeds=("box:50047", "guest:50047")):
+        guest.resident.take(order("guest", name="own"))
+        await until(holds(lambda: box.reached == {"guest"} and guest.reached == {"box"}))
+        box.resident.want(order("box"))
+        await until(holds(lambda: "pipe" in guest.orders))
+        assert box.orders == {"pipe": (1, "box")}
+
+
+@in_loop
+async def test_documents_travel_with_an_order(tmp_path):
+    """A pipeline that is published nowhere is handed on, checked, and kept until it is not ordered any more."""
+    folder = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,)).folder
+    pipeline = read_pipeline(folder)
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    documents = [HandedDocument(name=path.name, data=path.read_bytes()) for path in files]
+    given = {"pipeline_id": pipeline.manifest.pipeline_id, "place": HANDED_ON}
+    network = Network()
+    box, mini = (Machine(network, tmp_path, name) for name in ("box", "mini"))
+    async with running(box, mini, seeds=("box:50047",)):
+        with pytest.raises(FormatError, match="lack"):
+            box.resident.want(order("box", **given))
+        with pytest.raises(FormatError, match="another pipeline"):
+            box.resident.want(order("box", documents=documents, **(given | {"pipeline_id": "b" * 64})))
+        assert box.orders == {}
+        box.resident.want(order("box", documents=documents, **given))
+        await until(holds(lambda: "pipe" in mini.orders))
+        kept = ClusterFolder(tmp_path / "mini").manifest_folder(pipeline.manifest.pipeline_id)
+        assert read_pipeline(kept).manifest == pipeline.manifest
+        mini.resident.want(Order(deployment=Deployment(name="pipe", counter=2, member="mini")))
+        await until(holds(lambda: box.orders == {"pipe": (2, "mini")}))
+        assert not kept.exists()
+        assert not box.resident.state.nodes
+
+
+@in_loop
+async def test_another_version_and_a_wrong_clock_are_said(tmp_path):
+    """A person sees both, by the machine's name."""
+    network = Network()
+    box, mini = Machine(network, tmp_path, "box"), Machine(network, tmp_path, "mini", version="2")
+    async with running(box, mini, seeds=("box:50047",)):
+        await until(holds(lambda: box.reached == {"mini"}))
+        assert box.resident.state.remarks == ("mini runs shardhub 2, and box 1.",)
+        late = mini.resident.introduction()
+        box.resident.introduce(late.model_copy(update={"at": late.at - 7200}))
+        assert any("The clock of mini is 7200 s behind that of box" in remark for remark in box.resident.state.remarks)
+
+
+@in_loop
+async def test_what_anybody_suggests_is_bounded(tmp_path):
+    """Ten thousand announced addresses are looked at a few at a time, and none becomes a machine by itself."""
+    network = Network()
+    box, mini = Machine(network, tmp_path, "box"), Machine(network, tmp_path, "mini")
+    async with running(box, mini):
+        box.resident.suggest([f"10.0.{at // 250}.{at % 250}:50047" for at in range(10_000)])
+        await until(holds(lambda: not box.resident.num_suggested))
+        assert box.resident.state.members == ()
+        box.resident.suggest(["mini:50047", "box:50047"])
+        await until(holds(lambda: box.reached == {"mini"}))
+
+
+def test_an_order_that_cannot_be_kept_is_refused(tmp_path, monkeypatch):
+    """On a full disk the order before stays, on disk and in memory."""
+    folder = ClusterFolder(tmp_path)
+    folder.keep(order("box"))
+
+    def full(*_, **__) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shardhub.resident.kept.write_whole", full)
+    with pytest.raises(DiskFull, match="the disk is full"):
+        folder.keep(order("box", 2))
+    monkeypatch.undo()
+    assert folder.deployments().orders() == {"pipe": (1, "box")}
+
+
+def test_a_damaged_file_leaves_the_others(tmp_path):
+    """An order that cannot be read is left out at a start, and comes again from others."""
+    folder = ClusterFolder(tmp_path)
+    folder.keep(order("box"))
+    folder.keep(order("box", name="other"))
+    (tmp_path / "deployments" / "other.json").write_bytes(b'{"kind"')
+    assert folder.deployments().orders() == {"pipe": (1, "box")}
