@@ -12,7 +12,7 @@ from shardhub.sizes import size_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shardhub.usecases.up import MachineProgress
+    from shardhub.usecases.deployed import MachineProgress
 
 _BAR_WIDTH = 24
 _DOING_WIDTH = 60

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shardhub.errors import Conflict, NodeFailure, PlanError, ShardhubError, UsageError
+from shardhub.errors import Conflict, NodeFailure, PlanError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.gather import cut_journal
 from shardhub.placing.cluster import Cluster as PlacingCluster
 from shardhub.placing.cluster import Link, Machine
 from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment
-from shardhub.resident.nodes import Phase
 from shardhub.resident.reading import ReadReport
 from shardhub.setting_checks import check_settings
 from shardhub.sizes import size_text
-from shardhub.usecases.cluster import Cluster, ClusterMachine, HandedDocument, ServedNode, ServedPipeline, pipelines_of
+from shardhub.usecases.cluster import Cluster, ClusterMachine, HandedDocument, ServedPipeline, pipelines_of
 from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
 from shardhub.usecases.cut import Cut
+from shardhub.usecases.deployed import MachineProgress, check_up, progress_of, raise_failure
 from shardhub.usecases.placeable import open_placeable
 from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.push import Publication
@@ -49,25 +49,6 @@ class UpSettings:
         check_settings(self, max_sessions=(1, None))
         if self.kv_bits not in (None, 4, 8):
             raise UsageError(f"K and V cannot be kept in {self.kv_bits} bits.", hint="Give `kv_bits` 4 or 8.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineProgress:
-    """How far a machine is.
-
-    Attributes:
-        layers: The first and the last layer of its stage.
-        doing: What it does, for people.
-        done_bytes, total_bytes: Of what it fetches or reads; 0 if it does not.
-        is_ready: Whether its node answers.
-    """
-
-    machine: str
-    layers: tuple[int, int]
-    doing: str
-    done_bytes: int = 0
-    total_bytes: int = 0
-    is_ready: bool = False
 
 
 Display = Callable[[Sequence[MachineProgress]], None]
@@ -261,7 +242,7 @@ def follow(cluster: Cluster, deployment: Deployment, display: Display = lambda _
             continue
         display([progress_of(node) for node in served.nodes])
         for node in served.nodes:
-            _raise_failure(node)
+            raise_failure(node)
         if all(node.address is not None for node in served.nodes):
             return served
     raise NodeFailure("This machine's resident has ended.", hint="Start it: shardhub resident start")
@@ -311,23 +292,6 @@ def down(cluster: Cluster, name: str) -> Deployment:
     return deployment
 
 
-def check_up(pipelines: Sequence[ServedPipeline], name: str) -> ServedPipeline:
-    """The pipeline of a name.
-
-    Raises:
-        UsageError: It is not up; says what is.
-    """
-    for pipeline in pipelines:
-        if pipeline.name == name:
-            return pipeline
-    names = ", ".join(pipeline.name for pipeline in pipelines)
-    raise UsageError(
-        f"{name[:100]} is not up in this cluster.",
-        why=f"What is up: {names}." if names else "Nothing is up.",
-        hint="See what is up: shardhub ps" if names else f"Bring it up: shardhub up {name[:100]}",
-    )
-
-
 def _newest_order(machines: Sequence[ClusterMachine], name: str) -> tuple[int, str] | None:
     orders = [
         order.order
@@ -337,42 +301,6 @@ def _newest_order(machines: Sequence[ClusterMachine], name: str) -> tuple[int, s
         if order.name == name
     ]
     return max(orders, default=None)
-
-
-def progress_of(node: ServedNode) -> MachineProgress:
-    """How far a node is."""
-    report = node.report
-    if report is None:
-        return MachineProgress(machine=node.machine, layers=(node.start, node.stop - 1), doing="no word yet")
-    waiting = {Phase.WAITING: "ended, and starts again soon", Phase.STOPPED: "ended"}
-    return MachineProgress(
-        machine=node.machine,
-        layers=(node.start, node.stop - 1),
-        doing="ready" if report.is_ready else waiting.get(report.phase) or report.doing or "starts",
-        done_bytes=report.done_bytes,
-        total_bytes=report.total_bytes,
-        is_ready=report.is_ready,
-    )
-
-
-def _raise_failure(node: ServedNode) -> None:
-    """Raise what a node ended with, if it is not started again."""
-    report = node.report
-    if report is None or report.phase is not Phase.STOPPED:
-        return
-    layers = f"layers {node.start} to {node.stop - 1}"
-    if report.failure is None:
-        raise NodeFailure(
-            f"{node.machine} cannot serve {layers}.",
-            why="Its process ended without an error.",
-            hint=f"Its log says more: shardhub resident logs, on {node.machine}",
-        )
-    error: ShardhubError = report.failure.as_error()
-    raise type(error)(
-        f"{node.machine} cannot serve {layers}: {error.what}",
-        why=error.why,
-        hint=f"{error.hint} Then bring it up again.".strip(),
-    )
 
 
 def _replaced(deployment: Deployment) -> Conflict:

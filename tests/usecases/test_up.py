@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from shardhub.usecases.cluster_cut import ClusterCutSettings
 from shardhub.usecases.up import Up, UpSettings, down, follow
 from shardhub.usecases.up_plan import PlacingSettings
 from tests.cut import tiny_model
+from tests.nodes import shardhub
 from tests.residents import ResidentProcess, end_all, member, reached
 from tests.security.cluster import Cluster
 from tests.waiting import wait_until
@@ -96,3 +98,19 @@ def test_a_plain_model_is_up_on_three_machines(cluster: OpenCluster, model: str)
     down(cluster, served.name)
     wait_until(lambda: not any(machine.nodes for machine in cluster.machines()))
     assert cluster.pipelines() == ()
+
+
+def test_heads_need_no_address(cluster: OpenCluster, machines: list[ResidentProcess], model: str) -> None:
+    """With one pipeline up, a head is given nothing: the resident says what is up, and where its nodes answer."""
+    follow(cluster, Up(cluster, model, settings(*THREE)).order())
+    place = machines[2].place
+    env = {"SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
+    made = shardhub("generate", "--no-local", "--json", "--max-tokens", 4, "-p", "hello", env=env)
+    assert made.returncode == 0, made.stderr
+    answer = json.loads(made.stdout)
+    assert len(answer["tokens"]) == 4
+    assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4], [4, 6]]
+    shown = shardhub("status", "--json", env=env)
+    assert json.loads(shown.stdout)["can_run"] is True
+    listed = shardhub("ps", "--json", env=env)
+    assert [node["machine"] for pipeline in json.loads(listed.stdout) for node in pipeline["nodes"]] == list(NAMES)

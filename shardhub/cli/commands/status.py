@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, InsecureLan, Node, PipelineFlags, Tls
+from shardhub.cli.options import CacheDir, InsecureLan, Node, ServedPipelineFlags, Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.tables import text_of
@@ -52,7 +52,7 @@ class WatchFlags:
     cache_dir: CacheDir = None
 
 
-def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
+def status(pipeline: ServedPipelineFlags, watching: WatchFlags, output: Output) -> int:
     """Show each stage, live: who serves it, its load, and what limits the chain.
 
     Exit code 5 if a stage is not served.
@@ -60,7 +60,7 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
     from shardhub.usecases.live_status import StatusSettings, live_status
 
     settings = StatusSettings(
-        pipeline=pipeline.named("status"),
+        pipeline=pipeline.named_or_up("status", watching.tls),
         nodes=tuple(watching.node or ()),
         interval_s=watching.interval,
         tls=watching.tls,

@@ -195,7 +195,7 @@ def ps(own: OwnFlags, output: Output) -> int:
 def _table(pipelines: tuple[ServedPipeline, ...]) -> Any:
     from rich.table import Table
 
-    from shardhub.usecases.up import progress_of
+    from shardhub.usecases.deployed import progress_of
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("pipeline", "replica", "layers", "machine", "address", "state"):
@@ -212,7 +212,7 @@ def _table(pipelines: tuple[ServedPipeline, ...]) -> Any:
 
 def _record(pipeline: ServedPipeline) -> dict[str, Any]:
     """A pipeline that is up as JSON-able data."""
-    from shardhub.usecases.up import progress_of
+    from shardhub.usecases.deployed import progress_of
 
     return {
         "name": pipeline.name,
