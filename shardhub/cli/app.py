@@ -34,6 +34,7 @@ from shardhub.cli.commands.split import split
 from shardhub.cli.commands.split_and_push import split_and_push
 from shardhub.cli.commands.status import status
 from shardhub.cli.commands.unpublish import unpublish
+from shardhub.cli.commands.up import down, ps, up
 from shardhub.cli.commands.verify import verify
 from shardhub.cli.flags import flattened
 from shardhub.cli.help import Command, make_group
@@ -80,6 +81,7 @@ COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
         "search": search,
         "unpublish": unpublish,
     },
+    "A cluster": {"up": up, "ps": ps, "down": down},
     "Serve": {"serve": serve, "status": status},
     "Use": {"generate": generate, "chat": chat, "gateway": gateway},
     "Check": {"verify": verify, "bench": bench},

@@ -276,6 +276,37 @@ class PipelineFlags:
         return given.pop()
 
 
+@flags("Pipeline")
+class ServedPipelineFlags(PipelineFlags):
+    """The pipeline, given as others are, or one that is up in this machine's cluster."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Or a pipeline that is up in the cluster, by its name in `ps`; by default the only one."
+        ),
+    ] = None
+
+    def named_or_up(self, command: str, tls: Path | None) -> str:
+        """The pipeline's folder or Hub id; if none is given, that of a pipeline that is up in this machine's cluster.
+
+        Args:
+            command: Name of the command, for messages.
+            tls: Folder of this machine's certificates.
+
+        Raises:
+            UsageError: No pipeline is given, and none or several are up; or two different ones are given.
+        """
+        if self.pipeline is not None or self.manifest is not None:
+            if self.model is not None:
+                raise UsageError("Two pipelines were given.", hint="Leave out --model, or the other one.")
+            return self.named(command)
+        from shardhub.usecases.cluster_place import ClusterPlace
+        from shardhub.usecases.served import choose_served
+
+        return choose_served(self.model, ClusterPlace(tls=tls)).pipeline
+
+
 @flags("Cache")
 class CacheFlags:
     """The folder of the cache."""

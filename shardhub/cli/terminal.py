@@ -289,6 +289,18 @@ class _Line:
             self._live = None
 
 
+def show_status(content: RenderableType) -> None:
+    """Show something in place of the status line, on a terminal."""
+    with _lock:
+        _shown_line().show(content)
+
+
+def clear_status() -> None:
+    """Clear the status line."""
+    with _lock:
+        _cleared()
+
+
 def _shown_line() -> _Line:
     global _line
     if _line is None:

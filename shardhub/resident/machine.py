@@ -22,7 +22,7 @@ from shardhub.resident.deployments import (
     MachineName,
 )
 from shardhub.resident.nodes import NodeStatus, Phase
-from shardhub.resident.records import Failure, Text
+from shardhub.resident.records import Failure, Text, process_bytes
 
 # Of one machine: every interface may have several.
 MAX_ADDRESSES = 32
@@ -115,6 +115,7 @@ class NodeReport(Report):
         done_bytes, total_bytes: Of what it fetches or reads; 0 if it does not.
         failure: What it ended with last.
         num_starts: How often this resident started it.
+        held_bytes: Memory that its process holds.
     """
 
     pipeline: ShortText
@@ -129,6 +130,7 @@ class NodeReport(Report):
     total_bytes: Annotated[int, Field(ge=0)] = 0
     failure: Failure | None = None
     num_starts: Annotated[int, Field(ge=0)] = 0
+    held_bytes: Size = 0
 
     @property
     def is_ready(self) -> bool:
@@ -256,4 +258,5 @@ def report_of(status: NodeStatus) -> NodeReport:
         total_bytes=0 if record is None else record.total_bytes,
         failure=None if status.failure is None else Failure.of(status.failure),
         num_starts=status.num_starts,
+        held_bytes=0 if record is None else process_bytes(record.pid),
     )

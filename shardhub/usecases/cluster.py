@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +19,8 @@ from shardhub.resident.link import GrpcResidents
 from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
 from shardhub.resident.order import HandedDocument, Order
 from shardhub.resident.reach import reach
+from shardhub.resident.reading import ReadReport
+from shardhub.splitting.file_order import FileOrder
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
 from shardhub.usecases.loop import LoopThread
 
@@ -240,6 +242,22 @@ class Cluster:
         """
         return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
 
+    def read_files(
+        self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
+    ) -> dict[str, str]:
+        """Have machines read weight files into their caches, all at once; returns the sha256 of the files by key.
+
+        The first machine that fails ends the reading on all. What was read until then is kept.
+
+        Args:
+            orders: What each machine reads, by its name.
+            progress: Called with a machine's name and its reports, from another thread.
+
+        Raises:
+            ShardhubError: A machine does not answer or cannot read its files; the message names it.
+        """
+        return self._loop.wait(self._read_files(orders, progress))
+
     def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
         """All machines, now and after each change, at most five times a second each; never ends by itself."""
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -304,6 +322,37 @@ class Cluster:
         own = await self._link.describe()
         states = await asyncio.gather(*(self._state_of(member) for member in own.members))
         return _joined({"": own, **{member.name: state for member, state in zip(own.members, states, strict=True)}})
+
+    async def _read_files(
+        self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
+    ) -> dict[str, str]:
+        own = await self._link.describe()
+        digests: dict[str, str] = {}
+
+        addresses = {member.name: member.addresses for member in own.members}
+
+        async def read(name: str, order: FileOrder) -> None:
+            link = (
+                self._link if name == own.name else await reach(self._dialer, name, addresses[name], clock=self._clock)
+            )
+            try:
+                async for report in link.read_files(order):
+                    progress(name, report)
+                    digests.update(report.digests or {})
+            except ShardhubError as error:
+                what = f"{name} could not read its layers: {error.what}"
+                raise type(error)(what, why=error.why, hint=error.hint) from error
+            finally:
+                if link is not self._link:
+                    await link.close()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, order in orders.items():
+                    group.create_task(read(name, order))
+        except* ShardhubError as errors:
+            raise errors.exceptions[0] from None
+        return digests
 
     async def _state_of(self, member: KnownMachine) -> MachineState | None:
         try:

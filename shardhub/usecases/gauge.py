@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psutil
 from pydantic import Field
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
@@ -25,6 +24,7 @@ from shardhub.memory_limits import available_memory, installed_memory
 from shardhub.parity import numeric_class
 from shardhub.regular_files import read_file
 from shardhub.resident.machine import MAX_ADDRESSES, MachineFacts, Report, Speed
+from shardhub.resident.records import process_bytes
 from shardhub.version import __version__
 from shardhub.whole_files import write_whole
 
@@ -154,7 +154,7 @@ class MachineGauge:
         measured()
 
     def _read(self) -> dict[str, object]:
-        held = sum(map(_held_bytes, self._node_pids()))
+        held = sum(map(process_bytes, self._node_pids()))
         now = int(available_memory() * _FREE_SHARE) + held
         measured = self._measured
         most = int(self._facts.memory_bytes * _SHARE) if measured is None else measured.budget_bytes
@@ -188,13 +188,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
-
-
-def _held_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def _free_bytes(folder: Path) -> int:

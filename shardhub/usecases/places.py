@@ -20,11 +20,12 @@ from shardhub.hub.hubs import source_api
 from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, is_url, parse_reference, parse_source
+from shardhub.hub.shard_documents import cached_as
 from shardhub.hub.source import open_remote_checkpoint
 from shardhub.hub.traffic import Traffic
-from shardhub.manifest import RepoLocation, Source, Stage
+from shardhub.manifest import RepoLocation, Source, Stage, decode_identified
 from shardhub.naming import STAGE_FILE, model_name
-from shardhub.shard import Pipeline, Shard, read_shard
+from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
 from shardhub.sizes import size_text
 from shardhub.source_ranges import source_text
 from shardhub.usecases.forwarding import fetch_of
@@ -181,6 +182,11 @@ class Places:
             if (folder := self.here(pipeline, index)) is not None:
                 stages.append(read_shard(folder).stage)
                 continue
+            if documents := pipeline.shard_documents(index):
+                where = documents[STAGE_FILE]
+                stages.append(decode_identified(Stage, read_bytes(where), where=str(where)))
+                is_all_here = False
+                continue
             for location in pipeline.manifest.stages[index].locations:
                 if isinstance(location, RepoLocation):
                     with _naming_the_stage(pipeline, index, location):
@@ -243,6 +249,8 @@ class Places:
     def _shard(self, pipeline: Pipeline, index: int) -> Shard | None:
         if (folder := self.here(pipeline, index)) is not None:
             return read_shard(folder)
+        if pipeline.shard_documents(index):
+            return self.fetcher.from_documents(pipeline, index)
         entry = pipeline.manifest.stages[index]
         for location in entry.locations:
             if isinstance(location, RepoLocation):
@@ -263,13 +271,18 @@ class Places:
         """Folder of a stage's shard if it is on this machine and complete."""
         if (folder := pipeline.shard_folder(index)) is not None:
             return folder
+        if pipeline.shard_documents(index):
+            return self._cached(cached_as(pipeline, index))
         for location in pipeline.manifest.stages[index].locations:
-            if isinstance(location, RepoLocation):
-                cached = self.cache.snapshot(location.repo, location.commit)
-                if cached is not None:
-                    self.cache.use(cached)
-                    return cached
+            if isinstance(location, RepoLocation) and (cached := self._cached(location)) is not None:
+                return cached
         return None
+
+    def _cached(self, location: RepoLocation) -> Path | None:
+        cached = self.cache.snapshot(location.repo, location.commit)
+        if cached is not None:
+            self.cache.use(cached)
+        return cached
 
 
 def _reported(checkpoint: Checkpoint, watcher: Watcher) -> Checkpoint:

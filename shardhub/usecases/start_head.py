@@ -24,6 +24,7 @@ from shardhub.usecases.neighbourhood import asked_neighbours
 from shardhub.usecases.other_version import explain_other_version
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places, hub
+from shardhub.usecases.served import ServedNodes, served_nodes
 from shardhub.usecases.signing import check_pipeline
 from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import head_security
@@ -36,7 +37,8 @@ class HeadSettings:
 
     Attributes:
         pipeline: Its folder or Hub id.
-        nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them.
+        nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them, or
+            else this machine's cluster if the pipeline is up there.
         allow_local: Whether a stage that no node serves may run in this process.
         context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
         memory: Memory budget for stages of this process, such as `12GB`; None derives it from the machine.
@@ -99,10 +101,19 @@ class Starting:
         if text := warning(config, self._context.positions):
             watcher.note(f"warning: {text}")
         self._lacking: list[int] = []
+        self._served: ServedNodes | None = None
+        if not self._names_nodes and not settings.insecure_lan:
+            self._served = served_nodes(self.pipeline.manifest.pipeline_id, settings.tls)
+        if self._served is not None:
+            self._security = self._served.security
 
     @property
     def names_nodes(self) -> bool:
-        """Whether nodes are named, or may be later in a nodes.toml."""
+        """Whether nodes are named, or may be later in a nodes.toml, or are those of this machine's cluster."""
+        return self._served is not None or self._names_nodes
+
+    @property
+    def _names_nodes(self) -> bool:
         file = nodes_file(self._settings.nodes, self.pipeline)
         return file is not None or bool(node_addresses(self._settings.nodes, self.pipeline))
 
@@ -113,8 +124,12 @@ class Starting:
             As `Head.start`.
         """
         settings, pipeline, watcher = self._settings, self.pipeline, self._watcher
-        addresses = node_addresses(settings.nodes, pipeline)
-        file = nodes_file(settings.nodes, pipeline)
+        served = self._served
+        file = None if served is not None else nodes_file(settings.nodes, pipeline)
+        if served is not None:
+            addresses = list(await asyncio.to_thread(served.wait, watcher))
+        else:
+            addresses = node_addresses(settings.nodes, pipeline)
         self._lacking = []
         try:
             head = await Head.start(
@@ -146,7 +161,9 @@ class Starting:
             )
         head.scheduler.events.watch(lambda event: watcher.note(event.text))
         head.introduce_nodes()
-        if file is not None:
+        if served is not None:
+            await head.follow(served.addresses)
+        elif file is not None:
             await head.follow(lambda: read_nodes_file(file))
         elif head.absent:
             await head.follow(lambda: addresses)

@@ -16,9 +16,9 @@ from shardhub.cli.options import (
     LocalFlags,
     Node,
     NodeFlags,
-    PipelineFlags,
     RecoveryFlags,
     RequireSignature,
+    ServedPipelineFlags,
     Tls,
     head_settings,
 )
@@ -110,7 +110,7 @@ class GatewayNodeFlags:
 
 
 def gateway(
-    pipeline: PipelineFlags,
+    pipeline: ServedPipelineFlags,
     showing: DemoFlags,
     clients: ClientFlags,
     answers: AnswerFlags,
@@ -128,7 +128,7 @@ def gateway(
         return _make_key(clients.new_key)
     is_named = pipeline.pipeline is not None or pipeline.manifest is not None
     head = head_settings(
-        pipeline.named("gateway") if is_named or not showing.demo else "",
+        pipeline.named_or_up("gateway", nodes.tls) if is_named or not showing.demo else "",
         NodeFlags(
             node=nodes.node,
             tls=nodes.tls,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -192,6 +193,17 @@ def measure(output: Output) -> int:
     return 0
 
 
+def read_files(output: Output) -> int:
+    """Read the weight files of an order on stdin into the cache, as the resident does for `up`."""
+    from shardhub.usecases.reading import answer_order
+
+    def write(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    return answer_order(sys.stdin.buffer.read(), write)
+
+
 def _show(status: ResidentStatus, output: Output, place: ClusterPlace | None = None) -> None:
     if output.as_json:
         record = {
@@ -253,3 +265,4 @@ resident_app = make_group(
 RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, install, uninstall, measure)
 for command in RESIDENT_COMMANDS:
     resident_app.command(cls=Command)(flattened(command))
+resident_app.command("read-files", cls=Command, hidden=True)(flattened(read_files))

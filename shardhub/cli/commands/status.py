@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, InsecureLan, Node, PipelineFlags, Tls
+from shardhub.cli.options import CacheDir, InsecureLan, Node, ServedPipelineFlags, Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
+from shardhub.cli.tables import text_of
 from shardhub.cli.terminal import Terminal
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.sizes import size_text
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from shardhub.shard import Pipeline
     from shardhub.usecases.live_status import LiveStatus
 
-
-# A table into a pipe is as wide as it needs to be.
-_PIPE_WIDTH = 400
 
 _LOADING = "loading"
 
@@ -54,7 +52,7 @@ class WatchFlags:
     cache_dir: CacheDir = None
 
 
-def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
+def status(pipeline: ServedPipelineFlags, watching: WatchFlags, output: Output) -> int:
     """Show each stage, live: who serves it, its load, and what limits the chain.
 
     Exit code 5 if a stage is not served.
@@ -62,7 +60,7 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
     from shardhub.usecases.live_status import StatusSettings, live_status
 
     settings = StatusSettings(
-        pipeline=pipeline.named("status"),
+        pipeline=pipeline.named_or_up("status", watching.tls),
         nodes=tuple(watching.node or ()),
         interval_s=watching.interval,
         tls=watching.tls,
@@ -140,12 +138,7 @@ def render(seen: ChainStatus) -> Group:
 
 def text(seen: ChainStatus) -> str:
     """A chain's status as lines of text, with colours on a terminal only."""
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
-    with console.capture() as capture:
-        console.print(render(seen))
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+    return text_of(render(seen))
 
 
 def _watch(live: LiveStatus) -> ChainStatus:

@@ -1,0 +1,116 @@
+"""Models brought up on three machines: real residents over TLS, each with its own state and cache, and a local Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from shardhub.hub.client import hub_api
+from shardhub.localhub.server import running_hub
+from shardhub.usecases.cluster import Cluster as OpenCluster
+from shardhub.usecases.cluster_cut import ClusterCutSettings
+from shardhub.usecases.up import Up, UpSettings, down, follow
+from shardhub.usecases.up_plan import PlacingSettings
+from tests.cut import tiny_model
+from tests.nodes import shardhub
+from tests.residents import ResidentProcess, end_all, member, reached
+from tests.security.cluster import Cluster
+from tests.waiting import wait_until
+
+NAMES = ("box", "mini", "studio")
+# A tiny model fits on each machine, so its layers are placed by hand.
+THREE = ("box=0-1", "mini=2-3", "studio=4-5")
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfApi]:
+    """A Hub of the module's own, which the environment names."""
+    with (
+        running_hub(tmp_path_factory.mktemp("hub") / "hub") as running,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("HF_ENDPOINT", running.endpoint)
+        patch.setenv("HF_TOKEN", token := running.token("ann"))
+        patch.setenv("SHARDHUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield hub_api(running.endpoint, token)
+
+
+@pytest.fixture(scope="module")
+def model(api: HfApi, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Path], None]) -> str:
+    """A tiny model with tied embeddings on the Hub."""
+    folder = tiny_model(tmp_path_factory.mktemp("model") / "tiny", tie_word_embeddings=True)
+    tiny_tokenizer(folder)
+    repo = api.create_repo("ann/tiny").repo_id
+    api.upload_folder(repo_id=repo, folder_path=folder)
+    return repo
+
+
+@pytest.fixture(scope="module")
+def machines(api: HfApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ResidentProcess]]:
+    """Three machines that know each other."""
+    folder = tmp_path_factory.mktemp("machines")
+    cluster = Cluster(folder / "cluster")
+
+    def start(name: str, *seeds: str) -> ResidentProcess:
+        cache = {"SHARDHUB_CACHE": str(folder / f"{name}-cache")}
+        return member(cluster, folder, name, seeds=seeds, env=cache)
+
+    started = [start(NAMES[0]).wait_ready()]
+    started += [start(name, started[0].address) for name in NAMES[1:]]
+    try:
+        for machine in started[1:]:
+            machine.wait_ready()
+        with started[0].cluster() as seen:
+            wait_until(lambda: reached(seen.own().members) == set(NAMES[1:]))
+        yield started
+    finally:
+        end_all(started)
+
+
+@pytest.fixture
+def cluster(machines: list[ResidentProcess]) -> Iterator[OpenCluster]:
+    """The cluster as commands on the first machine see it."""
+    with machines[0].cluster() as opened:
+        yield opened
+
+
+def settings(*on: str, name: str | None = None, context: int | None = 64) -> UpSettings:
+    return UpSettings(cutting=ClusterCutSettings(name=name, context=context), placing=PlacingSettings(on=on))
+
+
+def test_a_plain_model_is_up_on_three_machines(cluster: OpenCluster, model: str) -> None:
+    """Each machine reads and serves its layers; `ps` shows all of them with their addresses; `down` ends them."""
+    placed = Up(cluster, model, settings(*THREE))
+    shown: list[set[str]] = []
+    deployment = placed.order(lambda states: shown.append({state.machine for state in states}))
+    assert shown[-1] == set(NAMES)
+    served = follow(cluster, deployment)
+    assert [(node.machine, node.start, node.stop) for node in served.nodes] == [
+        ("box", 0, 2),
+        ("mini", 2, 4),
+        ("studio", 4, 6),
+    ]
+    assert len(set(served.addresses)) == 3
+    down(cluster, served.name)
+    wait_until(lambda: not any(machine.nodes for machine in cluster.machines()))
+    assert cluster.pipelines() == ()
+
+
+def test_heads_need_no_address(cluster: OpenCluster, machines: list[ResidentProcess], model: str) -> None:
+    """With one pipeline up, a head is given nothing: the resident says what is up, and where its nodes answer."""
+    follow(cluster, Up(cluster, model, settings(*THREE)).order())
+    place = machines[2].place
+    env = {"SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
+    made = shardhub("generate", "--no-local", "--json", "--max-tokens", 4, "-p", "hello", env=env)
+    assert made.returncode == 0, made.stderr
+    answer = json.loads(made.stdout)
+    assert len(answer["tokens"]) == 4
+    assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4], [4, 6]]
+    shown = shardhub("status", "--json", env=env)
+    assert json.loads(shown.stdout)["can_run"] is True
+    listed = shardhub("ps", "--json", env=env)
+    assert [node["machine"] for pipeline in json.loads(listed.stdout) for node in pipeline["nodes"]] == list(NAMES)
