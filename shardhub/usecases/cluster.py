@@ -28,6 +28,8 @@ from shardhub.usecases.loop import LoopThread
 _ANSWER_S = 5.0
 # Between two looks at who is there, while machines are watched.
 _AGAIN_S = 2.0
+# How quickly a thread that waits for a change sees a signal.
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,32 +260,43 @@ class Cluster:
         """
         return self._loop.wait(self._read_files(orders, progress))
 
-    def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
-        """All machines, now and after each change, at most five times a second each; never ends by itself."""
+    def watch(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[tuple[ClusterMachine, ...]]:
+        """All machines, now and after each change, at most five times a second each.
+
+        It ends once `is_over` says so, or if this machine's resident ends.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        states: dict[str, MachineState | None] = {}
+        first = self.machines()
+        # Machines that are not followed yet are as they were at first.
+        states = {"" if machine.is_own else machine.name: machine.state for machine in first}
         watching = self._loop.submit(self._watch_all(states, changes))
         try:
-            yield self.machines()
-            while True:
-                self._wait_for(changes, watching)
+            yield first
+            while self._has_changed(changes, watching, is_over):
                 yield _joined(states)
         finally:
             watching.cancel()
 
-    def _wait_for(self, changes: queue.SimpleQueue[None], watching: Future[None]) -> None:
-        """Wait for a change, seeing signals meanwhile; several at once count as one."""
-        while True:
+    def _has_changed(
+        self, changes: queue.SimpleQueue[None], watching: Future[None], is_over: Callable[[], bool]
+    ) -> bool:
+        """Wait for a change, seeing signals meanwhile; several at once count as one. False if none will come."""
+        while not is_over():
             try:
-                changes.get(timeout=0.2)
+                changes.get(timeout=_POLL_S)
             except queue.Empty:
                 if watching.done():
                     watching.result()
+                    return False
                 continue
             with suppress(queue.Empty):
                 while True:
                     changes.get_nowait()
-            return
+            return True
+        return False
 
     async def _watch_all(self, states: dict[str, MachineState | None], changes: queue.SimpleQueue[None]) -> None:
         """Follow this machine's resident and, as it names them, all others."""

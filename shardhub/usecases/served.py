@@ -49,11 +49,7 @@ def choose_served(name: str | None = None, place: ClusterPlace | None = None) ->
         with open_cluster(ClusterSettings(place=place)) as cluster:
             pipelines = cluster.pipelines()
     except NodeUnreachable as error:
-        raise UsageError(
-            "No pipeline was given.",
-            why=f"{error.what} So it is not known what is up in a cluster.",
-            hint="Give a folder or repo, such as ORG/MODEL-pipeline, or bring one up: shardhub up MODEL",
-        ) from error
+        raise none_given(error) from error
     if name is None:
         if len(pipelines) != 1:
             names = ", ".join(pipeline.name for pipeline in pipelines)
@@ -63,10 +59,28 @@ def choose_served(name: str | None = None, place: ClusterPlace | None = None) ->
                 hint=f"Name one: --model {pipelines[0].name}" if pipelines else "Bring one up: shardhub up MODEL",
             )
         name = pipelines[0].name
-    deployment = check_up(pipelines, name).deployment
+    return ChosenPipeline(name=name, pipeline=place_of(check_up(pipelines, name), place))
+
+
+def none_given(error: NodeUnreachable) -> UsageError:
+    """The error of a command to which no pipeline was given, where no resident says what is up."""
+    return UsageError(
+        "No pipeline was given.",
+        why=f"{error.what} So it is not known what is up in a cluster.",
+        hint="Give a folder or repo, such as ORG/MODEL-pipeline, or bring one up: shardhub up MODEL",
+    )
+
+
+def place_of(served: ServedPipeline, place: ClusterPlace) -> str:
+    """The folder or Hub id of a pipeline that is up.
+
+    Args:
+        place: The folders of this machine's state and certificates.
+    """
+    deployment = served.deployment
     if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
-        return ChosenPipeline(name=name, pipeline=str(place.folder.manifest_folder(deployment.pipeline_id)))
-    return ChosenPipeline(name=name, pipeline=str(deployment.place))
+        return str(place.folder.manifest_folder(deployment.pipeline_id))
+    return str(deployment.place)
 
 
 class ServedNodes:
