@@ -71,7 +71,7 @@ def root(
 # In the order of use.
 COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     "Begin here": {"demo": demo, "doctor": doctor, "selftest": selftest},
-    "A cluster": {"join": join, "machines": machines},
+    "A cluster": {"join": join, "machines": machines, "up": up, "ps": ps, "down": down},
     "Cut and publish": {
         "plan": plan,
         "split": split,
@@ -81,7 +81,6 @@ COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
         "search": search,
         "unpublish": unpublish,
     },
-    "A cluster": {"up": up, "ps": ps, "down": down},
     "Serve": {"serve": serve, "status": status},
     "Use": {"generate": generate, "chat": chat, "gateway": gateway},
     "Check": {"verify": verify, "bench": bench},

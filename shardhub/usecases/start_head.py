@@ -19,7 +19,7 @@ from shardhub.naming import CONFIG_FILE
 from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
-from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
+from shardhub.usecases.addresses import has_changing, node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbourhood import asked_neighbours
 from shardhub.usecases.other_version import explain_other_version
@@ -140,8 +140,10 @@ class Starting:
         file = None if is_named else nodes_file(settings.nodes, pipeline)
         if served is not None:
             addresses = list(await asyncio.to_thread(served.wait, watcher))
+        elif self._named is not None:
+            addresses = list(self._named())
         else:
-            addresses = list(self._named()) if self._named is not None else node_addresses(settings.nodes, pipeline)
+            addresses = await asyncio.to_thread(node_addresses, settings.nodes, pipeline)  # names may be resolved
         self._lacking = []
         try:
             head = await Head.start(
@@ -180,6 +182,8 @@ class Starting:
             await head.follow(self._named)
         elif file is not None:
             await head.follow(lambda: read_nodes_file(file))
+        elif has_changing(settings.nodes):
+            await head.follow(lambda: node_addresses(settings.nodes, pipeline))
         elif head.absent:
             await head.follow(lambda: addresses)
         warn_inexact(head.inexact, watcher)

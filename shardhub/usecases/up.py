@@ -12,10 +12,11 @@ from shardhub.hub.gather import cut_journal
 from shardhub.placing.cluster import Cluster as PlacingCluster
 from shardhub.placing.cluster import Link, Machine
 from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment
+from shardhub.resident.order import HandedDocument
 from shardhub.resident.reading import ReadReport
 from shardhub.setting_checks import check_settings
 from shardhub.sizes import size_text
-from shardhub.usecases.cluster import Cluster, ClusterMachine, HandedDocument, ServedPipeline, pipelines_of
+from shardhub.usecases.cluster import Cluster, ClusterMachine, ServedPipeline, pipelines_of
 from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.deployed import MachineProgress, check_up, progress_of, raise_failure

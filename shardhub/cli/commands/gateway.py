@@ -199,7 +199,9 @@ def _make_key(file: Path) -> int:
     return 0
 
 
-def _serve(heads: list[HeadSettings] | ChainSource, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
+def _serve(
+    heads: list[HeadSettings] | ChainSource, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool
+) -> int:
     """Serve the API until a signal arrives."""
     from shardhub.usecases.open_gateway import open_gateway
 
