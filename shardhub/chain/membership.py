@@ -11,7 +11,7 @@ from shardhub.chain.chain_status import Reading, read_nodes
 from shardhub.chain.failures import describe_error
 from shardhub.chain.links import PLAIN_DIALER
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.stage_link import Dialer, RemoteLink
+from shardhub.chain.stage_link import Dialer, is_remote
 from shardhub.errors import NodeUnreachable, OtherPipeline, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 
@@ -51,14 +51,14 @@ class Membership:
         description = await self._dialer.describe(address)
         assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
         for link in chain.links:
-            if isinstance(link, RemoteLink) and description.boot_id == link.description.boot_id:
+            if is_remote(link) and description.boot_id == link.description.boot_id:
                 raise RouteError(f"{address} is already in the chain, as {link.name}.")
         self._scheduler.reconnector.bring_in(chain.add(self._dialer.link(address, description)))
 
     async def readings(self) -> tuple[Reading, ...]:
         """Read the current status of the chain's nodes."""
         chain = self._scheduler.chain
-        names = [link.name for link in chain.links if isinstance(link, RemoteLink)]
+        names = [link.name for link in chain.links if is_remote(link)]
         return await read_nodes(self._manifest, names, dialer=self._dialer, clock=chain.clock)
 
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
