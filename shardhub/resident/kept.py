@@ -13,6 +13,7 @@ from pydantic import Field
 
 from shardhub.errors import DiskFull, ResourceError, ShardhubError
 from shardhub.manifest import Document, decode, encode
+from shardhub.naming import MANIFEST_FILE
 from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.regular_files import read_file
 from shardhub.resident.deployments import HANDED_ON, Deployment, Deployments
@@ -42,14 +43,20 @@ class ClusterFolder:
 
     Args:
         path: Made if it is missing; only its owner may read it.
+
+    Raises:
+        ResourceError: It cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._deployments = path / "deployments"
         self._manifests = path / "manifests"
-        for folder in (path, self._deployments, self._manifests):
-            folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        try:
+            for folder in (path, self._deployments, self._manifests):
+                folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_kept("The state of this machine", path, error) from error
 
     @property
     def nodes(self) -> Path:
@@ -67,8 +74,9 @@ class ClusterFolder:
         return self.path / "resident.log"
 
     def manifest_folder(self, pipeline_id: str) -> Path:
-        """The folder with the documents of a pipeline that was handed on with its order."""
-        return self._manifests / pipeline_id
+        """The folder with the manifest of a pipeline that was handed on with its order."""
+        handed = self._manifests / pipeline_id
+        return next((path.parent for path in sorted(handed.glob(f"*/{MANIFEST_FILE}"))), handed)
 
     def deployments(self) -> Deployments:
         """The orders that were kept; a file that cannot be read is left out, and others send the order again."""
@@ -91,17 +99,18 @@ class ClusterFolder:
                 self._keep_documents(deployment.pipeline_id, order.documents)
             write_whole(self._deployments / f"{deployment.name}.json", encode(deployment), mode=0o600)
         except OSError as error:
-            raise _not_kept(f"The order for {deployment.name}", self.path, error) from error
+            raise not_kept(f"The order for {deployment.name}", self.path, error) from error
 
     def order(self, deployment: Deployment) -> Order | None:
         """A kept order with its documents; None if they cannot be read."""
         if deployment.place != HANDED_ON or deployment.pipeline_id is None:
             return Order(deployment=deployment)
-        folder = self.manifest_folder(deployment.pipeline_id)
+        folder = self._manifests / deployment.pipeline_id
         try:
             documents = tuple(
-                HandedDocument(name=path.name, data=read_file(path, MAX_ORDER_BYTES))
-                for path in sorted(folder.iterdir())
+                HandedDocument(name=path.relative_to(folder).as_posix(), data=read_file(path, MAX_ORDER_BYTES))
+                for path in sorted(folder.rglob("*"))
+                if not path.is_dir()
             )
             order = Order(deployment=deployment, documents=documents)
             order.check()
@@ -130,13 +139,13 @@ class ClusterFolder:
         try:
             write_whole(self.path / _MEMBERS_FILE, encode(MembersFile(members=tuple(members))), mode=0o600)
         except OSError as error:
-            log.warning("%s", _not_kept("The list of members", self.path, error))
+            log.warning("%s", not_kept("The list of members", self.path, error))
 
     def _keep_documents(self, pipeline_id: str, documents: Iterable[HandedDocument]) -> None:
-        folder = self.manifest_folder(pipeline_id)
-        folder.mkdir(mode=_PRIVATE, exist_ok=True)
         for document in documents:
-            write_whole(folder / document.name, document.data, mode=0o600)
+            path = self._manifests / pipeline_id / document.name
+            path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            write_whole(path, document.data, mode=0o600)
 
     @staticmethod
     def _read(kind: type[D], path: Path) -> D | None:
@@ -147,12 +156,13 @@ class ClusterFolder:
             return None
 
 
-def _not_kept(what: str, folder: Path, error: OSError) -> ResourceError:
+def not_kept(what: str, folder: Path, error: OSError) -> ResourceError:
+    """The error for something that could not be written to a folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
             f"{what} was not kept: the disk is full.",
             why=f"{folder} cannot be written.",
-            hint="Make room there (`shardhub prune` frees the cache), and give the order again.",
+            hint="Make room there (`shardhub prune` frees the cache), and do the same again.",
         )
     return ResourceError(
         f"{what} was not kept.", why=f"{folder}: {error.strerror}.", hint="Make that folder writable for this user."

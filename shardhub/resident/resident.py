@@ -12,7 +12,7 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
 from shardhub.resident.deployments import MAX_DEPLOYMENTS
-from shardhub.resident.gossip import USUAL_PACE, Gossip, Pace
+from shardhub.resident.gossip import Gossip
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.known import KnownMachines
 from shardhub.resident.machine import (
@@ -20,11 +20,13 @@ from shardhub.resident.machine import (
     KnownOrders,
     MachineFacts,
     MachineState,
+    NodeReport,
     known_orders,
     report_of,
 )
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.order import Order
+from shardhub.resident.pace import USUAL_PACE, Pace
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class Resident:
         return MachineState(
             at=self._clock.date(),
             facts=facts,
-            nodes=tuple(report_of(status) for status in self._nodes.statuses),
+            nodes=self._reports(),
             orders=tuple(self._deployments),
             members=tuple(each.as_document() for each in self._known),
             remarks=self._known.remarks(facts),
@@ -171,8 +173,16 @@ class Resident:
 
     def introduction(self) -> Introduction:
         """What is told to others."""
-        members = (each.as_document().model_copy(update={"facts": None, "trouble": ""}) for each in self._known)
-        return Introduction(at=self._clock.date(), facts=self.facts, members=tuple(members), orders=self._orders())
+        members = (
+            each.as_document().model_copy(update={"facts": None, "nodes": (), "trouble": ""}) for each in self._known
+        )
+        return Introduction(
+            at=self._clock.date(),
+            facts=self.facts,
+            nodes=self._reports(),
+            members=tuple(members),
+            orders=self._orders(),
+        )
 
     def newer_than(self, orders: KnownOrders) -> Sequence[Order]:
         """The orders that somebody who knows these does not have, with documents."""
@@ -198,6 +208,9 @@ class Resident:
         self._gossip.tell()
         self.changed()
         return True
+
+    def _reports(self) -> tuple[NodeReport, ...]:
+        return tuple(report_of(status) for status in self._nodes.statuses)
 
     def _orders(self) -> KnownOrders:
         return known_orders(self._deployments.orders())
