@@ -46,7 +46,7 @@ class ResidentProcess(Announced):
         self.place = ClusterPlace(state=folder, tls=tls)
         measured = self.place.folder.path / MEASURED_FILE
         measured.write_bytes(encode(MEASURED))
-        words = [*(["--tls", str(tls)] if tls is not None else []), *options]
+        words = ["--no-discovery", *(["--tls", str(tls)] if tls is not None else []), *options]
         for seed in seeds:
             words += ["--seed", seed]
         super().__init__("resident run", *words, env={"SHARDHUB_STATE": str(folder), "SHARDHUB_BLAS": "reference"})

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 _AFTER_REBOOT = "It ends when this machine is rebooted. To have it start then:  shardhub resident install"
 
 
+NoDiscovery = Annotated[
+    bool,
+    typer.Option(
+        "--no-discovery",
+        help="Neither announce this machine on the local network nor look for others there: seeds lead to them.",
+    ),
+]
+
+
 @flags("Resident")
 class StartFlags:
     """Where the resident listens, and whom it calls."""
@@ -35,6 +44,8 @@ class StartFlags:
         ),
     ] = None
 
+    no_discovery: NoDiscovery = False
+
     def settings(self, *, seeds: Sequence[str] = ()) -> ResidentSettings:
         """The same for the library.
 
@@ -45,7 +56,12 @@ class StartFlags:
         from shardhub.usecases.resident import ResidentSettings
 
         named = [str(Address.parse(text, port=RESIDENT_PORT)) for text in self.seed or ()]
-        return ResidentSettings(host=self.host, port=self.port, seeds=tuple(dict.fromkeys([*named, *seeds])))
+        return ResidentSettings(
+            host=self.host,
+            port=self.port,
+            seeds=tuple(dict.fromkeys([*named, *seeds])),
+            is_discovered=not self.no_discovery,
+        )
 
     def explain(self) -> None:
         """Say how long the resident runs."""

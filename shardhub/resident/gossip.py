@@ -216,6 +216,8 @@ class Gossip:
             if said.facts.boot_id != own.boot_id:
                 self._remarks.warn(f"another machine at {link.address} has this machine's name, {name}")
             return name
+        if not link.may_order:
+            said = said.model_copy(update={"facts": said.facts.model_copy(update={"role": "node"})})
         self.hear(said, [link.address])
         if link.may_order:
             for order in newer:
@@ -233,6 +235,8 @@ class Gossip:
         """
         now = self._clock.date()
         before = [(each.name, each.addresses) for each in self._known]
+        # A machine that gives no orders speaks for itself only.
+        self.part(said.left if said.facts.role == "member" else set(said.left) & {said.facts.name})
         is_new = self._known.met(said.facts, addresses, said_at=said.at, now=now)
         names = self._known.hear(said.members, now=now)
         self.accompany([*([said.facts.name] if is_new else []), *names])
@@ -241,6 +245,19 @@ class Gossip:
             self._resident.changed()
             if is_new or names:
                 self.tell()
+
+    def part(self, names: Iterable[str]) -> None:
+        """Machines have left the cluster for good: forget them, and tell others."""
+        gone = self._known.part(names)
+        for name in gone:
+            log.info("%s has left the cluster", name)
+            if (company := self._company.pop(name, None)) is not None:
+                company.cancel()
+                del self._news[name]
+        if gone:
+            self._keep_members()
+            self._resident.changed()
+            self.tell()
 
     async def _measure(self, name: str, link: ResidentLink) -> None:
         """Measure a machine's addresses, and prefer the fastest."""

@@ -68,7 +68,8 @@ class Resident:
         self._nodes = nodes
         self._clock = clock
         self._deployments = folder.deployments()
-        self._known = KnownMachines(gauge.facts.name, folder.members())
+        kept = folder.members()
+        self._known = KnownMachines(gauge.facts.name, kept.members, kept.left)
         self._gossip = Gossip(self, self._known, dialer, keep_members=self._keep_members, pace=pace, clock=clock)
         self._watchers: dict[asyncio.Event, None] = {}
 
@@ -169,10 +170,20 @@ class Resident:
         """How many suggested addresses are being looked at."""
         return self._gossip.num_suggested
 
+    def part(self, names: Iterable[str]) -> None:
+        """Machines have left the cluster for good; others are told."""
+        self._gossip.part(names)
+
     def introduction(self) -> Introduction:
         """What is told to others."""
         members = (each.as_document().model_copy(update={"facts": None, "trouble": ""}) for each in self._known)
-        return Introduction(at=self._clock.date(), facts=self.facts, members=tuple(members), orders=self._orders())
+        return Introduction(
+            at=self._clock.date(),
+            facts=self.facts,
+            members=tuple(members),
+            orders=self._orders(),
+            left=self._known.left,
+        )
 
     def newer_than(self, orders: KnownOrders) -> Sequence[Order]:
         """The orders that somebody who knows these does not have, with documents."""
@@ -203,4 +214,4 @@ class Resident:
         return known_orders(self._deployments.orders())
 
     def _keep_members(self) -> None:
-        self._folder.keep_members(each.as_document() for each in self._known)
+        self._folder.keep_members((each.as_document() for each in self._known), self._known.left)

@@ -16,7 +16,7 @@ from shardhub.listening import is_unspecified
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.link import GrpcResidents
-from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
+from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
 from shardhub.resident.order import HandedDocument, Order
 from shardhub.resident.reach import reach
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
@@ -240,6 +240,14 @@ class Cluster:
         """
         return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
 
+    def say_goodbye(self) -> None:
+        """Tell all machines that answer that this one leaves the cluster for good.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
+        self._loop.wait(self._say_goodbye())
+
     def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
         """All machines, now and after each change, at most five times a second each; never ends by itself."""
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -304,6 +312,21 @@ class Cluster:
         own = await self._link.describe()
         states = await asyncio.gather(*(self._state_of(member) for member in own.members))
         return _joined({"": own, **{member.name: state for member, state in zip(own.members, states, strict=True)}})
+
+    async def _say_goodbye(self) -> None:
+        own = await self._link.describe()
+        said = Introduction(at=self._clock.date(), facts=own.facts, left=(own.name,))
+
+        async def tell(member: KnownMachine) -> None:
+            with suppress(ShardhubError, TimeoutError):
+                async with self._clock.timeout(_ANSWER_S):
+                    link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
+                    try:
+                        await link.introduce(said)
+                    finally:
+                        await link.close()
+
+        await asyncio.gather(*map(tell, own.members))
 
     async def _state_of(self, member: KnownMachine) -> MachineState | None:
         try:

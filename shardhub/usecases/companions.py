@@ -120,7 +120,7 @@ async def _keep_desk(running: RunningResident, trust: Trust, settings: CompanySe
     while True:
         if (folder / KEY_FILE).exists():
             try:
-                await _serve_desk(running, trust, folder)
+                await _serve_desk(running, trust, folder, settings.look_s)
             except (ShardhubError, OSError) as error:
                 log.log(
                     logging.INFO if is_reported else logging.WARNING,
@@ -131,7 +131,7 @@ async def _keep_desk(running: RunningResident, trust: Trust, settings: CompanySe
         await asyncio.sleep(settings.look_s)
 
 
-async def _serve_desk(running: RunningResident, trust: Trust, folder: Path) -> None:
+async def _serve_desk(running: RunningResident, trust: Trust, folder: Path, look_s: float) -> None:
     authority = Authority.open(folder)
     if authority.pem != trust.identity.authority_pem:
         log.warning("the authority in %s is not that of this machine's cluster: it answers nobody", folder)
@@ -147,7 +147,9 @@ async def _serve_desk(running: RunningResident, trust: Trust, folder: Path) -> N
     try:
         await desk.start(_listened(at.host), at.port)
         log.info("machines join and renew at port %d", at.port)
-        await asyncio.Event().wait()
+        while True:
+            resident.part(one.name for one in authority.ledger().issued if one.revoked_at)
+            await asyncio.sleep(look_s)
     finally:
         await desk.stop()
 

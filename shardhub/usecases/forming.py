@@ -6,11 +6,12 @@ import asyncio
 import datetime as dt
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardhub.address import Address, ip_of
-from shardhub.errors import IdentityError, UsageError
+from shardhub.errors import IdentityError, ShardhubError, UsageError
 from shardhub.naming import RESIDENT_PORT
 from shardhub.security import joining
 from shardhub.security.authority import KEY_FILE, OWN_NAME, Authority
@@ -30,6 +31,7 @@ from shardhub.security.joining import Joined, Wish
 from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import utc_now
 from shardhub.usecases.authority import DESK_PORT, CertificateFolders, issue_certificate, make_authority
+from shardhub.usecases.cluster import ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace, own_name, read_machine
 from shardhub.usecases.companions import reached_hosts
 from shardhub.usecases.resident import ResidentSettings, ensure_running, resident_status, stop_resident
@@ -348,6 +350,8 @@ def leave_cluster(place: FormingPlace = FormingPlace(), *, end_cluster: bool = F
         )
     role = next((role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists()), None)
     name = "this machine" if role is None else _name_of(place, role)
+    with suppress(ShardhubError), open_cluster(ClusterSettings(place=place.cluster)) as cluster:
+        cluster.say_goodbye()
     stop_resident(place.cluster)
     shutil.rmtree(place.cluster.folder.path, ignore_errors=True)
     # Keys first: a machine that was interrupted here belongs to no cluster, and can join one.

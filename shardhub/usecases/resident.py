@@ -57,6 +57,7 @@ class ResidentSettings:
         node_options: Further words of `shardhub serve` for every node.
         pace: How often it speaks with others.
         is_measured: Whether it measures its machine's speed.
+        is_discovered: Whether the machine is announced on the local network, and others are noticed there.
     """
 
     place: ClusterPlace = field(default_factory=ClusterPlace)
@@ -68,6 +69,7 @@ class ResidentSettings:
     node_options: tuple[str, ...] = ()
     pace: Pace = USUAL_PACE
     is_measured: bool = True
+    is_discovered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +327,8 @@ def resident_words(settings: ResidentSettings) -> list[str]:
         words += ["--host", settings.host]
     if settings.insecure_lan:
         words.append("--insecure-lan")
+    if not settings.is_discovered:
+        words.append("--no-discovery")
     for seed in settings.seeds:
         words += ["--seed", seed]
     return words
