@@ -78,32 +78,37 @@ def end_all(residents: Iterable[ResidentProcess]) -> None:
 
 
 def member(
-    cluster: Cluster, folder: Path, name: str, *, seeds: tuple[str, ...] = (), role: Role = Role.MEMBER
+    cluster: Cluster, folder: Path, name: str, *, seeds: tuple[str, ...] = (), host: str = "127.0.0.1", port: int = 0
 ) -> ResidentProcess:
-    """A resident of a machine with a certificate."""
-    tls = cluster.folder / f"{name}-{role.value}"
+    """A resident of a machine with a member's certificate."""
+    tls = cluster.folder / f"{name}-{Role.MEMBER.value}"
     if not tls.exists():
-        cluster.issue(name, role)
-    return ResidentProcess(folder / name, tls=tls, seeds=seeds)
+        cluster.issue(name, Role.MEMBER)
+    return ResidentProcess(folder / name, tls=tls, seeds=seeds, options=("--host", host, "--port", str(port)))
 
 
 def deployed(
-    pipeline: Path, machines: tuple[str, ...], *, counter: int = 1, by: str = "studio", context: int = 64
+    pipeline: Path, *machines: str, counter: int = 1, by: str = "studio", ends: tuple[int, ...] = ()
 ) -> Deployment:
-    """A deployment of a cut pipeline: its stages on machines, in order."""
+    """A deployment of a cut pipeline on machines, in order.
+
+    Args:
+        ends: Layers at which their stages end; those of the pipeline's shards by default.
+    """
     manifest = read_pipeline(pipeline).manifest
     borders = (0, *(entry.stop for entry in manifest.stages))
+    stops = ends or borders[1:]
     return Deployment(
         name="pipe",
         counter=counter,
         member=by,
         pipeline_id=manifest.pipeline_id,
         place=str(pipeline),
-        capacity={"context": context},
+        capacity={"context": 64},
         borders=borders,
         assignments=tuple(
             Assignment(machine=name, start=start, stop=stop)
-            for name, start, stop in zip(machines, borders, borders[1:], strict=False)
+            for name, start, stop in zip(machines, (0, *stops), stops, strict=False)
         ),
     )
 

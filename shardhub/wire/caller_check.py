@@ -30,8 +30,9 @@ _FOR_NODES = {
     "/shardhub.v1.Node/Link",
     "/shardhub.v1.Files/Find",
     "/shardhub.v1.Files/Read",
-    # Of a resident: machines that give no orders take part in everything else.
+    # Of a resident, which takes orders from members only, and says so itself.
     "/shardhub.v1.Resident/Describe",
+    "/shardhub.v1.Resident/Want",
     "/shardhub.v1.Resident/Watch",
     "/shardhub.v1.Resident/Introduce",
     "/shardhub.v1.Resident/Probe",

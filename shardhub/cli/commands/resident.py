@@ -111,6 +111,36 @@ def start(machine: ResidentFlags, output: Output) -> int:
     return 0
 
 
+def install(machine: ResidentFlags, output: Output) -> int:
+    """Have the resident start with this machine, and start it: a systemd unit, or on a Mac a launchd daemon.
+
+    With sudo, or on a Mac, it is the system's service, and runs as you; else it is your own.
+    """
+    from shardhub.usecases.resident_service import install_resident
+
+    installed = install_resident(machine.settings())
+    if output.as_json:
+        print(json.dumps({"file": str(installed.path), "remark": installed.remark}))
+        return 0
+    print(installed.path)
+    if installed.remark:
+        note(installed.remark)
+    note("Look at it: shardhub resident status")
+    return 0
+
+
+def uninstall(machine: PlaceFlags, output: Output) -> int:
+    """End the resident and its nodes, and have it start no more with this machine."""
+    from shardhub.usecases.resident_service import uninstall_resident
+
+    removed = uninstall_resident(machine.place())
+    if output.as_json:
+        print(json.dumps({"file": None if removed is None else str(removed)}))
+    else:
+        print(f"Removed {removed}." if removed else "No service of the resident is installed on this machine.")
+    return 0
+
+
 @flags("Machine")
 class StopFlags(PlaceFlags):
     """What is left running."""
@@ -137,9 +167,9 @@ def status(machine: PlaceFlags, output: Output) -> int:
     from shardhub.usecases.resident import resident_status
 
     place = machine.place()
-    found_status = resident_status(place)
-    _show(found_status, output, place)
-    return 0 if found_status.is_running else 1
+    current = resident_status(place)
+    _show(current, output, place)
+    return 0 if current.is_running else 1
 
 
 def logs(machine: PlaceFlags, output: Output) -> int:
@@ -226,6 +256,6 @@ def _log_with_dates(*, is_debugging: bool) -> None:
 resident_app = make_group(
     "resident", "The process that stays on a machine of a cluster, and starts and ends its nodes."
 )
-RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, measure)
+RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, install, uninstall, measure)
 for command in RESIDENT_COMMANDS:
     resident_app.command(cls=Command)(flattened(command))
