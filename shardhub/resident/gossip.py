@@ -15,6 +15,8 @@ from functools import partial
 from typing import Protocol
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.discovery.choice import MeasuredAddress, fastest
+from shardhub.discovery.interfaces import Interface, own_interfaces
 from shardhub.errors import CertificateRefused, NodeUnreachable, ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.known import KnownMachines
@@ -33,8 +35,6 @@ _MOST_MEASURED = 8
 _NUM_PROBES = 5
 # Takes 0.04 s at 1 Gbit/s.
 _PAYLOAD_BYTES = 4 << 20
-# Another address is preferred only if it is faster by more than measurements differ.
-_FASTER = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,10 @@ class Gossip:
         keep_members: Callable[[], None],
         pace: Pace = USUAL_PACE,
         clock: Clock = SYSTEM_CLOCK,
+        interfaces: Callable[[], Sequence[Interface]] = own_interfaces,
     ) -> None:
         self._resident = resident
+        self._interfaces = interfaces
         self._known = known
         self._dialer = dialer
         self._keep_members = keep_members
@@ -260,12 +262,12 @@ class Gossip:
             self.tell()
 
     async def _measure(self, name: str, link: ResidentLink) -> None:
-        """Measure a machine's addresses, and prefer the fastest."""
+        """Measure a machine's addresses, and take the fastest (see `fastest`)."""
         known = self._known.get(name)
         if known is None:
             return
         async with self._measuring:
-            best = await self._measured(name, link)
+            measured = {link.address: await self._measured(name, link)}
             for address in known.addresses[:_MOST_MEASURED]:
                 if address == link.address:
                     continue
@@ -273,10 +275,14 @@ class Gossip:
                     other = await self._dialer.dial(address)
                     try:
                         if other.name in (None, name):
-                            measured = await self._measured(name, other)
-                            best = measured if measured.bytes_per_s > _FASTER * best.bytes_per_s else best
+                            measured[address] = await self._measured(name, other)
                     finally:
                         await other.close()
+        speeds = [
+            MeasuredAddress(address=address, round_trip_s=each.round_trip_s, bytes_per_s=each.bytes_per_s)
+            for address, each in measured.items()
+        ]
+        best = measured[fastest(speeds, self._interfaces(), current=link.address) or link.address]
         self._known.measured(name, best)
         self._resident.changed()
 

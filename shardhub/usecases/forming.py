@@ -35,6 +35,7 @@ from shardhub.usecases.cluster import ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace, own_name, read_machine
 from shardhub.usecases.companions import reached_hosts
 from shardhub.usecases.resident import ResidentSettings, ensure_running, resident_status, stop_resident
+from shardhub.usecases.resident_service import Installed, install_resident, uninstall_resident
 from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.whole_files import write_whole
 
@@ -73,6 +74,11 @@ class FormingPlace:
     def certificates(self) -> CertificateFolders:
         """Both folders."""
         return CertificateFolders(authority=self.authority_folder, own=self.own_folder)
+
+    @property
+    def uses_defaults(self) -> bool:
+        """Whether this is the place of the machine's service, if it has one."""
+        return self.state is None and self.tls is None
 
     @property
     def has_authority(self) -> bool:
@@ -307,12 +313,18 @@ def _joined_before(place: FormingPlace, line: InviteLine) -> JoinedMachine:
     return JoinedMachine(name=peer.name, role=peer.role, not_after=peer.not_after, seeds=seeds, is_new=False)
 
 
-def start_resident(settings: ResidentSettings, watcher: Watcher = SILENT) -> None:
+def start_resident(
+    settings: ResidentSettings, watcher: Watcher = SILENT, *, as_service: bool = False
+) -> Installed | None:
     """Leave a resident running that uses this machine's certificate.
 
     Args:
         settings: Used where none runs; one that runs without TLS, from before this machine had a certificate, is
             replaced, and its nodes end.
+        as_service: Whether it starts again with the machine.
+
+    Returns:
+        The service, if it was installed.
 
     Raises:
         ShardhubError: It does not start.
@@ -322,7 +334,10 @@ def start_resident(settings: ResidentSettings, watcher: Watcher = SILENT) -> Non
         if machine is not None and not machine.tls:
             watcher.note("restarting the resident, which did not use this machine's certificate yet")
             stop_resident(settings.place)
+    if as_service:
+        return install_resident(settings)
     ensure_running(settings, watcher)
+    return None
 
 
 def leave_cluster(place: FormingPlace = FormingPlace(), *, end_cluster: bool = False) -> str:
@@ -352,6 +367,8 @@ def leave_cluster(place: FormingPlace = FormingPlace(), *, end_cluster: bool = F
     name = "this machine" if role is None else _name_of(place, role)
     with suppress(ShardhubError), open_cluster(ClusterSettings(place=place.cluster)) as cluster:
         cluster.say_goodbye()
+    if place.uses_defaults:
+        uninstall_resident(place.cluster)
     stop_resident(place.cluster)
     shutil.rmtree(place.cluster.folder.path, ignore_errors=True)
     # Keys first: a machine that was interrupted here belongs to no cluster, and can join one.
