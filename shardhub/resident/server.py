@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 import grpc
 import grpc.aio
@@ -53,11 +54,17 @@ class ResidentServer:
         self._keeper: asyncio.Task[None] | None = None
         self.port = bind(self._server, host, port, trust)
 
-    async def start(self, resident: Resident) -> None:
-        """Answer calls."""
+    async def start(self, resident: Resident, more: Iterable[Callable[[grpc.aio.Server], None]] = ()) -> None:
+        """Answer calls.
+
+        Args:
+            more: Add further services to the server.
+        """
         self._servicer = MachineServicer(resident)
         add_ResidentServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for add_to in more:
+            add_to(self._server)
         if self._trust is not None:
             self._server.add_generic_rpc_handlers((trust_handler(self._trust),))
             self._keeper = asyncio.create_task(keep(self._trust))

@@ -16,6 +16,7 @@ from typing import Literal
 from shardhub.address import Address, ip_of
 from shardhub.clock import SYSTEM_CLOCK
 from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
+from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach
 from shardhub.naming import RESIDENT_PORT
 from shardhub.resident.gossip import USUAL_PACE, Pace
@@ -25,11 +26,12 @@ from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
 from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
 from shardhub.resident.resident import Resident
 from shardhub.resident.server import ResidentServer
-from shardhub.resident.words import NodeOptions, node_words
+from shardhub.resident.words import NodeOptions, node_words, option, switch
 from shardhub.security.certificates import Role, check_name
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster_place import ClusterPlace, MachineFile, own_name, write_machine
 from shardhub.usecases.gauge import MachineGauge
+from shardhub.usecases.resident_files import ResidentFiles
 from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.version import __version__
 
@@ -164,9 +166,13 @@ async def _run(
     dialer = GrpcResidents(Security(trust=trust, everywhere=trust is not None, insecure_lan=settings.insecure_lan))
     resident = Resident(gauge, folder, nodes, dialer, pace=settings.pace)
     running = RunningResident(name=name, address=str(Address(host, server.port)), resident=resident, trust=trust)
-    await server.start(resident)
+    files = ResidentFiles(Cache(None))
+    await server.start(resident, [files.add_to])
     resident.start(settings.seeds)
-    beside = [asyncio.create_task(_keep_logs_short(folder.log, nodes))]
+    beside = [
+        asyncio.create_task(_keep_logs_short(folder.log, nodes)),
+        asyncio.create_task(files.follow(resident)),
+    ]
     if settings.is_measured:
         beside.append(asyncio.create_task(gauge.measure(resident.changed)))
     try:
@@ -320,18 +326,15 @@ def _environment(place: ClusterPlace) -> dict[str, str]:
 
 def resident_words(settings: ResidentSettings) -> list[str]:
     """The command that runs a resident with these settings, without the program."""
-    words = ["resident", "run", "--port", str(settings.port)]
-    if settings.name is not None:
-        words += ["--name", settings.name]
-    if settings.host is not None:
-        words += ["--host", settings.host]
-    if settings.insecure_lan:
-        words.append("--insecure-lan")
-    if not settings.is_discovered:
-        words.append("--no-discovery")
-    for seed in settings.seeds:
-        words += ["--seed", seed]
-    return words
+    return [
+        *("resident", "run"),
+        *option("port", settings.port),
+        *option("name", settings.name),
+        *option("host", settings.host),
+        *switch("insecure-lan", settings.insecure_lan),
+        *switch("no-discovery", not settings.is_discovered),
+        *(word for seed in settings.seeds for word in option("seed", seed)),
+    ]
 
 
 def stop_resident(place: ClusterPlace, *, keep_nodes: bool = False) -> bool:
