@@ -15,19 +15,17 @@ from shardhub.security.identity import load_identity
 from shardhub.security.invite import parse_invite
 from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import utc_now
+from shardhub.usecases.authority_backup import back_up, restore
 from shardhub.usecases.forming import (
-    FormingPlace,
     JoinSettings,
-    back_up,
     close_invitations,
     init_cluster,
     invite_machines,
     join_cluster,
     joined_machines,
-    leave_cluster,
-    own_machine,
-    restore,
 )
+from shardhub.usecases.forming_place import FormingPlace, own_machine
+from shardhub.usecases.leaving import leave_cluster
 from shardhub.usecases.loop import LoopThread
 from tests.ports import kept
 

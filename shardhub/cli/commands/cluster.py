@@ -118,7 +118,7 @@ class LeaveFlags:
 
 def leave(leaving: LeaveFlags, output: Output) -> int:
     """Leave the cluster: end this machine's resident and nodes, and remove its key."""
-    from shardhub.usecases.forming import leave_cluster
+    from shardhub.usecases.leaving import leave_cluster
 
     name = leave_cluster(end_cluster=leaving.end_cluster)
     if output.as_json:
@@ -153,7 +153,7 @@ def members(output: Output) -> int:
 
 def backup(file: BackupFile, output: Output) -> int:
     """Write the authority, encrypted with a passphrase, to a file; with it another machine can take its place."""
-    from shardhub.usecases.forming import back_up
+    from shardhub.usecases.authority_backup import back_up
 
     fingerprint = back_up(file, _passphrase(is_new=True))
     if output.as_json:
@@ -166,7 +166,7 @@ def backup(file: BackupFile, output: Output) -> int:
 
 def restore(file: BackupFile, machine: InitFlags, starting: StartFlags, output: Output) -> int:
     """Take the authority from a backup: this machine then invites others and renews certificates."""
-    from shardhub.usecases.forming import restore as restore_authority
+    from shardhub.usecases.authority_backup import restore as restore_authority
 
     own = restore_authority(file, _passphrase(is_new=False), name=machine.name, address=machine.address)
     remark = starting.start()
