@@ -35,6 +35,8 @@ _MOST_MEASURED = 8
 _NUM_PROBES = 5
 # Takes 0.04 s at 1 Gbit/s.
 _PAYLOAD_BYTES = 4 << 20
+# The best of those sent in this time counts: a machine that computes answers late.
+_PAYLOADS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,13 +238,13 @@ class Gossip:
             addresses: Where it was met.
         """
         now = self._clock.date()
-        before = [(each.name, each.addresses) for each in self._known]
+        before = self._known.to_remember
         # A machine that gives no orders speaks for itself only.
         self.part(said.left if said.facts.role == "member" else set(said.left) & {said.facts.name})
-        is_new = self._known.met(said.facts, addresses, said_at=said.at, now=now)
+        is_new = self._known.met(said, addresses, now=now)
         names = self._known.hear(said.members, now=now)
         self.accompany([*([said.facts.name] if is_new else []), *names])
-        if [(each.name, each.addresses) for each in self._known] != before:
+        if self._known.to_remember != before:
             self._keep_members()
             self._resident.changed()
             if is_new or names:
@@ -290,7 +292,9 @@ class Gossip:
         await link.probe(b"")
         round_trip_s = min([await self._timed(link, b"") for _ in range(_NUM_PROBES)])
         payload = bytes(_PAYLOAD_BYTES)
-        took_s = min([await self._timed(link, payload) for _ in range(2)])
+        took_s, until = float("inf"), self._clock.now() + _PAYLOADS_S
+        while took_s == float("inf") or self._clock.now() < until:
+            took_s = min(took_s, await self._timed(link, payload))
         rate = _PAYLOAD_BYTES / max(took_s - round_trip_s, 1e-6)
         return MeasuredLink(machine=name, address=link.address, round_trip_s=round_trip_s, bytes_per_s=rate)
 

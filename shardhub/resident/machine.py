@@ -152,7 +152,7 @@ class KnownMachine(Report):
         seen_at: When somebody of the cluster last heard of it.
         is_reachable: Whether the resident that says this reaches it now.
         trouble: Why it does not, if so.
-        facts: What it said of itself last.
+        facts, nodes: What it said of itself last.
     """
 
     name: MachineName
@@ -162,6 +162,7 @@ class KnownMachine(Report):
     is_reachable: bool = False
     trouble: Text = ""
     facts: MachineFacts | None = None
+    nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
 
 
 class MachineState(Report):
@@ -220,7 +221,7 @@ class Introduction(Report):
 
     Attributes:
         at: When it was said.
-        facts: The sender.
+        facts, nodes: The sender, and its nodes.
         members: The others that it knows.
         orders: The orders that it knows.
         left: Names of machines that have left the cluster for good.
@@ -230,6 +231,7 @@ class Introduction(Report):
     format_version: Literal[1] = 1
     at: Date
     facts: MachineFacts
+    nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
     members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
     orders: KnownOrders = KnownOrders()
     left: LeftMachines = ()

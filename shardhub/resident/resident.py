@@ -20,6 +20,7 @@ from shardhub.resident.machine import (
     KnownOrders,
     MachineFacts,
     MachineState,
+    NodeReport,
     known_orders,
     report_of,
 )
@@ -101,7 +102,7 @@ class Resident:
         return MachineState(
             at=self._clock.date(),
             facts=facts,
-            nodes=tuple(report_of(status) for status in self._nodes.statuses),
+            nodes=self._reports(),
             orders=tuple(self._deployments),
             members=tuple(each.as_document() for each in self._known),
             remarks=self._known.remarks(facts),
@@ -176,10 +177,13 @@ class Resident:
 
     def introduction(self) -> Introduction:
         """What is told to others."""
-        members = (each.as_document().model_copy(update={"facts": None, "trouble": ""}) for each in self._known)
+        members = (
+            each.as_document().model_copy(update={"facts": None, "nodes": (), "trouble": ""}) for each in self._known
+        )
         return Introduction(
             at=self._clock.date(),
             facts=self.facts,
+            nodes=self._reports(),
             members=tuple(members),
             orders=self._orders(),
             left=self._known.left,
@@ -209,6 +213,9 @@ class Resident:
         self._gossip.tell()
         self.changed()
         return True
+
+    def _reports(self) -> tuple[NodeReport, ...]:
+        return tuple(report_of(status) for status in self._nodes.statuses)
 
     def _orders(self) -> KnownOrders:
         return known_orders(self._deployments.orders())

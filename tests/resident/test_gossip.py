@@ -89,11 +89,11 @@ async def test_a_machine_that_was_away_gets_what_it_missed(tmp_path):
     box, mini = (Machine(network, tmp_path, name) for name in ("box", "mini"))
     async with running(box, mini, seeds=("box:50047",)):
         box.resident.want(order("box"))
-        await until(holds(lambda: mini.orders == {"pipe": (1, "box")}))
+        await until(holds(lambda: [node.pipeline for node in box.known("mini").nodes] == ["pipe"]))
         await mini.stop()
         await until(holds(lambda: not box.reached))
-        (known,) = box.resident.state.members
-        assert (known.name, known.facts.name) == ("mini", "mini")
+        known = box.known("mini")
+        assert (known.facts.name, [node.pipeline for node in known.nodes]) == ("mini", ["pipe"])
         assert "No node answers" in known.trouble
         box.resident.want(order("box", 2, machine="box"))
         mini.start()
