@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.discovery.choice import MeasuredAddress, fastest
+from shardhub.discovery.choice import MeasuredAddress, fastest, in_order
 from shardhub.discovery.interfaces import Interface, own_interfaces
 from shardhub.errors import CertificateRefused, NodeUnreachable, ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
@@ -181,7 +181,10 @@ class Gossip:
             news.clear()
             known = self._known.get(name)
             try:
-                link = await reach(self._dialer, name, known.addresses if known is not None else (), clock=self._clock)
+                addresses = known.addresses if known is not None else ()
+                # The address that was best stays first.
+                tried = [*addresses[:1], *in_order(addresses[1:], self._interfaces())]
+                link = await reach(self._dialer, name, tried, clock=self._clock)
                 try:
                     await self._speak(name, link, news)
                 finally:

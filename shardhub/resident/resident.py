@@ -9,6 +9,7 @@ from typing import Protocol
 
 from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.discovery.choice import for_others
 from shardhub.errors import Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
 from shardhub.resident.deployments import MAX_DEPLOYMENTS
@@ -178,7 +179,10 @@ class Resident:
     def introduction(self) -> Introduction:
         """What is told to others."""
         members = (
-            each.as_document().model_copy(update={"facts": None, "nodes": (), "trouble": ""}) for each in self._known
+            each.as_document().model_copy(
+                update={"addresses": for_others(each.addresses), "facts": None, "nodes": (), "trouble": ""}
+            )
+            for each in self._known
         )
         return Introduction(
             at=self._clock.date(),

@@ -10,8 +10,7 @@ from shardhub.errors import IdentityError, UsageError
 from shardhub.security.backup import make_backup, restore_backup
 from shardhub.security.trust import utc_now
 from shardhub.usecases.authority import DESK_PORT
-from shardhub.usecases.companions import reached_hosts
-from shardhub.usecases.forming import init_cluster
+from shardhub.usecases.forming import init_cluster, own_desk
 from shardhub.usecases.forming_place import (
     USERS_PLACE,
     FormingPlace,
@@ -71,6 +70,6 @@ def restore(
     if place.is_member and own_machine(place).fingerprint != authority.fingerprint:
         shutil.rmtree(place.authority_folder)
         raise belongs_already(place, "The backup is that of another cluster's authority.")
-    desk = address or str(Address((*reached_hosts("0.0.0.0"), "127.0.0.1")[0], DESK_PORT))  # noqa: S104
+    desk = address or str(own_desk())
     authority.move(str(Address.parse(desk, port=DESK_PORT, may_be_zero=True)), now=utc_now())
     return init_cluster(place, name=name)

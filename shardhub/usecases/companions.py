@@ -12,10 +12,11 @@ from pathlib import Path
 
 from shardhub.address import Address, ip_of
 from shardhub.discovery.announcement import Announcement
-from shardhub.discovery.interfaces import announced_hosts, own_interfaces
+from shardhub.discovery.interfaces import own_interfaces
 from shardhub.discovery.multicast import Discovery, Multicast, NoDiscovery
 from shardhub.discovery.sightings import Sightings
 from shardhub.errors import ShardhubError
+from shardhub.listening import is_loopback
 from shardhub.security.authority import KEY_FILE, Authority
 from shardhub.security.certificates import fingerprint
 from shardhub.security.desk import Desk
@@ -25,7 +26,7 @@ from shardhub.security.joining import hear_revocations
 from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import Trust, utc_now
 from shardhub.usecases.authority import DESK_PORT
-from shardhub.usecases.resident import Companion, RunningResident
+from shardhub.usecases.resident import Companion, RunningResident, reached_hosts
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +89,9 @@ def company(settings: CompanySettings = CompanySettings()) -> Companion:
     return run
 
 
-def reached_hosts(host: str) -> tuple[str, ...]:
-    """Addresses of this machine at which others reach what listens on a host."""
-    return announced_hosts(own_interfaces(), host)
-
-
 def _discovery(running: RunningResident, trust: Trust, settings: CompanySettings) -> Discovery:
     at = Address.parse(running.address)
-    if not settings.is_discovered or ip_of(at.host).is_loopback:
+    if not settings.is_discovered or is_loopback(at.host):
         return NoDiscovery()
     cluster = fingerprint(trust.identity.authority)
     resident = running.resident

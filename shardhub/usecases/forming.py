@@ -23,7 +23,6 @@ from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import utc_now
 from shardhub.usecases.authority import DESK_PORT, issue_certificate, make_authority
 from shardhub.usecases.cluster_place import own_name, read_machine
-from shardhub.usecases.companions import reached_hosts
 from shardhub.usecases.forming_place import (
     USERS_PLACE,
     FormingPlace,
@@ -32,7 +31,7 @@ from shardhub.usecases.forming_place import (
     own_authority,
     own_machine,
 )
-from shardhub.usecases.resident import ResidentSettings, ensure_running, resident_status, stop_resident
+from shardhub.usecases.resident import ResidentSettings, ensure_running, reached_hosts, resident_status, stop_resident
 from shardhub.usecases.resident_service import Installed, install_resident
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -79,7 +78,7 @@ def init_cluster(
     if place.is_member and not place.has_authority:
         raise belongs_already(place, "A new cluster needs a machine that belongs to none.")
     if not place.has_authority:
-        desk = address or str(Address((*reached_hosts("0.0.0.0"), "127.0.0.1")[0], DESK_PORT))  # noqa: S104
+        desk = address or str(own_desk())
         made = make_authority(place.certificates, name=name or _host_name(), address=desk)
         return OwnMachine(name=made.name, fingerprint=made.fingerprint, is_new=True)
     authority = Authority.open(place.authority_folder)
@@ -138,18 +137,33 @@ def invite_machines(
     return Invitation(line=line.text(), until=utc_now() + life, role=role, addresses=places)
 
 
+def own_desk() -> Address:
+    """Where other machines reach an authority on this one; its name, while it has no address but loopback."""
+    return Address((*_far_hosts(), f"{own_name()}.local")[0], DESK_PORT)
+
+
 def _line_hosts(known: str) -> list[str]:
     """The addresses in a line: the one that the authority was made with first, while this machine has it."""
+    own = _far_hosts()
     try:
-        is_local = ip_of(known).is_loopback
+        if ip_of(known).is_loopback:
+            return [known]
+        first = [known] if known in own else []
     except ValueError:  # a host name
-        return [known]
-    # An address of one link of IPv6 needs the name of an interface of the machine that joins.
-    own = [host for host in reached_hosts("::") if not (":" in host and ip_of(host).is_link_local)]
-    if is_local:
-        return [known]
-    first = [known] if known in own else []
-    return [*first, *(host for host in own if host != known)][:_LINE_ADDRESSES] or [known]
+        first = [known]
+    return list(dict.fromkeys([*first, *own]))[:_LINE_ADDRESSES] or [known]
+
+
+def _far_hosts() -> list[str]:
+    """Addresses of this machine, the best first, without loopback and those of one link of IPv6.
+
+    The latter need the name of an interface of the machine that joins.
+    """
+    return [host for host in reached_hosts("::") if not (ip_of(host).is_loopback or _is_of_one_link(host))]
+
+
+def _is_of_one_link(host: str) -> bool:
+    return ":" in host and ip_of(host).is_link_local
 
 
 def close_invitations(place: FormingPlace = USERS_PLACE) -> None:
