@@ -10,18 +10,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.discovery.choice import MeasuredAddress, fastest, in_order
+from shardhub.discovery.choice import in_order
 from shardhub.discovery.interfaces import Interface, own_interfaces
 from shardhub.errors import CertificateRefused, NodeUnreachable, ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.known import KnownMachines
-from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts, MeasuredLink
+from shardhub.resident.link_meter import LinkMeter
+from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts
 from shardhub.resident.order import Order
+from shardhub.resident.pace import USUAL_PACE, Pace
 from shardhub.resident.reach import reach
 from shardhub.seldom import Seldom
 
@@ -30,31 +31,6 @@ log = logging.getLogger(__name__)
 # Addresses that may lead to a machine are tried so many at once; more that are suggested meanwhile are left out, as
 # they come from a network that nobody vouches for.
 _TRIED_AT_ONCE, _MOST_SUGGESTED = 8, 64
-# Of a machine's addresses, those that are measured.
-_MOST_MEASURED = 8
-_NUM_PROBES = 5
-# Takes 0.04 s at 1 Gbit/s.
-_PAYLOAD_BYTES = 4 << 20
-# The best of those sent in this time counts: a machine that computes answers late.
-_PAYLOADS_S = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How often residents speak, in seconds.
-
-    Attributes:
-        every_s: Between two introductions.
-        again_s: Until a machine that does not answer, or a seed, is called again.
-        measure_s: Between two measurements of a link.
-    """
-
-    every_s: float = 3.0
-    again_s: float = 3.0
-    measure_s: float = 600.0
-
-
-USUAL_PACE = Pace()
 
 
 class Told(Protocol):
@@ -85,6 +61,7 @@ class Gossip:
         known: The machines; filled here.
         dialer: Connects to them.
         keep_members: Called when the machines to remember have changed.
+        interfaces: Returns this machine's interfaces.
     """
 
     def __init__(
@@ -110,7 +87,8 @@ class Gossip:
         self._suggested: dict[str, asyncio.Task[bool]] = {}
         self._seeds: list[asyncio.Task[None]] = []
         self._trying = asyncio.Semaphore(_TRIED_AT_ONCE)
-        self._measuring = asyncio.Lock()
+        self._meter = LinkMeter(known, dialer, resident.changed, pace, clock, interfaces=interfaces)
+        self._metering: dict[str, asyncio.Task[None]] = {}
         self._remarks = Seldom(log)
 
     def start(self, seeds: Iterable[str] = ()) -> None:
@@ -124,6 +102,7 @@ class Gossip:
             if name not in self._company:
                 self._news[name] = asyncio.Event()
                 self._company[name] = asyncio.create_task(self._keep_company(name))
+                self._metering[name] = asyncio.create_task(self._meter.keep_measured(name))
 
     def suggest(self, addresses: Iterable[str]) -> None:
         """Look whether machines of this cluster answer at addresses, of which anybody may have told."""
@@ -148,7 +127,7 @@ class Gossip:
 
     async def close(self) -> None:
         """End."""
-        tasks = [*self._company.values(), *self._suggested.values(), *self._seeds]
+        tasks = [*self._company.values(), *self._metering.values(), *self._suggested.values(), *self._seeds]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -194,22 +173,18 @@ class Gossip:
                 await self._pause(news, self._pace.again_s)
 
     async def _speak(self, name: str, link: ResidentLink, news: asyncio.Event) -> None:
-        measure_at = self._clock.now()
+        known = self._known.get(name)
+        measured = None if known is None else known.link
         while True:
             news.clear()
             if (heard := await self._exchange(link)) != name:
                 raise NodeUnreachable(f"{heard} answers at {link.address}.", why=f"It was an address of {name}.")
-            before = self._known.get(name)
-            self._known.reached(name, link.address)
-            if before is None or not before.is_reachable:
+            if self._known.reached(name, link.address):
                 log.info("%s is reached at %s", name, link.address)
                 self._resident.changed()
-            if self._clock.now() >= measure_at:
-                measure_at = self._clock.now() + self._pace.measure_s
-                await self._measure(name, link)
-                known = self._known.get(name)
-                if known is not None and known.addresses[0] != link.address:
-                    return  # the next link takes the faster address
+            known = self._known.get(name)
+            if known is not None and known.link not in (None, measured) and known.addresses[0] != link.address:
+                return  # another address was measured meanwhile, and is faster
             await self._pause(news, self._pace.every_s)
 
     async def _exchange(self, link: ResidentLink) -> str:
@@ -258,53 +233,14 @@ class Gossip:
         gone = self._known.part(names)
         for name in gone:
             log.info("%s has left the cluster", name)
-            if (company := self._company.pop(name, None)) is not None:
-                company.cancel()
+            if name in self._company:
+                self._company.pop(name).cancel()
+                self._metering.pop(name).cancel()
                 del self._news[name]
         if gone:
             self._keep_members()
             self._resident.changed()
             self.tell()
-
-    async def _measure(self, name: str, link: ResidentLink) -> None:
-        """Measure a machine's addresses, and take the fastest (see `fastest`)."""
-        known = self._known.get(name)
-        if known is None:
-            return
-        async with self._measuring:
-            measured = {link.address: await self._measured(name, link)}
-            for address in known.addresses[:_MOST_MEASURED]:
-                if address == link.address:
-                    continue
-                with suppress(ShardhubError):
-                    other = await self._dialer.dial(address)
-                    try:
-                        if other.name in (None, name):
-                            measured[address] = await self._measured(name, other)
-                    finally:
-                        await other.close()
-        speeds = [
-            MeasuredAddress(address=address, round_trip_s=each.round_trip_s, bytes_per_s=each.bytes_per_s)
-            for address, each in measured.items()
-        ]
-        best = measured[fastest(speeds, self._interfaces(), current=link.address) or link.address]
-        self._known.measured(name, best)
-        self._resident.changed()
-
-    async def _measured(self, name: str, link: ResidentLink) -> MeasuredLink:
-        await link.probe(b"")
-        round_trip_s = min([await self._timed(link, b"") for _ in range(_NUM_PROBES)])
-        payload = bytes(_PAYLOAD_BYTES)
-        took_s, until = float("inf"), self._clock.now() + _PAYLOADS_S
-        while took_s == float("inf") or self._clock.now() < until:
-            took_s = min(took_s, await self._timed(link, payload))
-        rate = _PAYLOAD_BYTES / max(took_s - round_trip_s, 1e-6)
-        return MeasuredLink(machine=name, address=link.address, round_trip_s=round_trip_s, bytes_per_s=rate)
-
-    async def _timed(self, link: ResidentLink, payload: bytes) -> float:
-        began_at = self._clock.now()
-        await link.probe(payload)
-        return self._clock.now() - began_at
 
     def _lost(self, name: str, error: ShardhubError) -> None:
         known = self._known.get(name)

@@ -119,11 +119,14 @@ class KnownMachines:
         )
         return known is None
 
-    def reached(self, name: str, address: str) -> None:
-        """A machine has answered at an address."""
-        if (known := self._by_name.get(name)) is not None:
-            addresses = _merged((address,), known.addresses)
-            self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=addresses)
+    def reached(self, name: str, address: str) -> bool:
+        """A machine has answered at an address; returns whether it did not answer before."""
+        known = self._by_name.get(name)
+        if known is None or known.is_reachable:
+            return False
+        merged = _merged((address,), known.addresses)
+        self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=merged)
+        return True
 
     def lost(self, name: str, error: ShardhubError) -> None:
         """A machine answers at none of its addresses."""

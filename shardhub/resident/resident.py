@@ -13,7 +13,7 @@ from shardhub.discovery.choice import for_others
 from shardhub.errors import Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
 from shardhub.resident.deployments import MAX_DEPLOYMENTS
-from shardhub.resident.gossip import USUAL_PACE, Gossip, Pace
+from shardhub.resident.gossip import Gossip
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.known import KnownMachines
 from shardhub.resident.machine import (
@@ -27,6 +27,7 @@ from shardhub.resident.machine import (
 )
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.order import Order
+from shardhub.resident.pace import USUAL_PACE, Pace
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from shardhub.errors import AccessError, NodeUnreachable
 from shardhub.resident.calls import ResidentLink
-from shardhub.resident.gossip import Pace
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineFacts, MachineState
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.order import Order
+from shardhub.resident.pace import Pace
 from shardhub.resident.processes import RunningNode
 from shardhub.resident.records import NodeRecord
 from shardhub.resident.resident import Resident
 
-QUICK = Pace(every_s=0.05, again_s=0.05)
+QUICK = Pace(every_s=0.05, again_s=0.05, payloads_s=0.0)
 
 
 class Network:
