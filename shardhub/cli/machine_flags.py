@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import flags
-from shardhub.cli.terminal import note
 from shardhub.naming import RESIDENT_PORT
 
 if TYPE_CHECKING:
@@ -16,6 +15,15 @@ if TYPE_CHECKING:
 
 # In help and in what commands print; see `shardhub resident install`.
 _AFTER_REBOOT = "It ends when this machine is rebooted. To have it start then:  shardhub resident install"
+
+
+NoDiscovery = Annotated[
+    bool,
+    typer.Option(
+        "--no-discovery",
+        help="Neither announce this machine on the local network nor look for others there: seeds lead to them.",
+    ),
+]
 
 
 @flags("Resident")
@@ -35,6 +43,12 @@ class StartFlags:
         ),
     ] = None
 
+    no_discovery: NoDiscovery = False
+
+    service: Annotated[
+        bool, typer.Option("--service", help="Start the resident with this machine from now on: systemd or launchd.")
+    ] = False
+
     def settings(self, *, seeds: Sequence[str] = ()) -> ResidentSettings:
         """The same for the library.
 
@@ -45,8 +59,23 @@ class StartFlags:
         from shardhub.usecases.resident import ResidentSettings
 
         named = [str(Address.parse(text, port=RESIDENT_PORT)) for text in self.seed or ()]
-        return ResidentSettings(host=self.host, port=self.port, seeds=tuple(dict.fromkeys([*named, *seeds])))
+        return ResidentSettings(
+            host=self.host,
+            port=self.port,
+            seeds=tuple(dict.fromkeys([*named, *seeds])),
+            is_discovered=not self.no_discovery,
+        )
 
-    def explain(self) -> None:
-        """Say how long the resident runs."""
-        note(f"The resident runs in the background (shardhub resident status). {_AFTER_REBOOT}")
+    def start(self, *, seeds: Sequence[str] = ()) -> str:
+        """Leave a resident running; returns what a person should know of it.
+
+        Args:
+            seeds: As for `settings`.
+        """
+        from shardhub.cli.terminal import Terminal
+        from shardhub.usecases.forming import start_resident
+
+        service = start_resident(self.settings(seeds=seeds), Terminal(), as_service=self.service)
+        if service is None:
+            return f"The resident runs in the background (shardhub resident status). {_AFTER_REBOOT}"
+        return f"The resident starts with this machine: {service.path}. {service.remark}".strip()

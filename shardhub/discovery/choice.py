@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardhub.address import Address, ip_of
-from shardhub.discovery.announcement import MAX_ADDRESSES
 from shardhub.discovery.interfaces import Interface, Kind, kind_of
+from shardhub.errors import AddressError
 
 # What a chunk of a prompt is, about: 64 tokens of a model with 8192 values of 2 bytes each. A decode step is small, so
 # that it takes the round trip alone.
@@ -43,13 +43,15 @@ def in_order(addresses: Iterable[str], interfaces: Sequence[Interface]) -> list[
         addresses: HOST:PORT.
         interfaces: This machine's.
     """
-    return sorted(dict.fromkeys(addresses), key=lambda text: kind_of(Address.parse(text).host, interfaces))
+    return sorted(dict.fromkeys(addresses), key=lambda text: kind_of(_host(text), interfaces))
 
 
 def fastest(
     measured: Sequence[MeasuredAddress], interfaces: Sequence[Interface], *, current: str | None = None
 ) -> str | None:
     """The address to take of those that answer; one through a VPN only where no other answers.
+
+    Heads hand the addresses of nodes to other nodes, so one that only this machine can use comes last but for these.
 
     Args:
         measured: All that answer as the machine.
@@ -59,8 +61,8 @@ def fastest(
     Returns:
         HOST:PORT; None if none answers.
     """
-    direct = [one for one in measured if kind_of(Address.parse(one.address).host, interfaces) is not Kind.VPN]
-    usable = direct or measured
+    direct = [one for one in measured if kind_of(_host(one.address), interfaces) is not Kind.VPN]
+    usable = [one for one in direct if _is_for_others(_host(one.address))] or direct or measured
     if not usable:
         return None
     best = min(usable, key=lambda one: (one.step_s, one.address))
@@ -70,17 +72,20 @@ def fastest(
     return best.address
 
 
-def merged(newest: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Addresses of a machine, the newest first; the oldest give way to a machine's new ones."""
-    return tuple(dict.fromkeys([*newest, *known]))[:MAX_ADDRESSES]
-
-
 def for_others(addresses: Iterable[str]) -> tuple[str, ...]:
     """Of the addresses at which this machine reaches another, those that a third machine can use too.
 
     A link-local address of IPv6 names an interface of this machine, and loopback is this machine.
     """
-    return tuple(address for address in addresses if _is_for_others(Address.parse(address).host))
+    return tuple(address for address in addresses if _is_for_others(_host(address)))
+
+
+def _host(text: str) -> str:
+    """The host in HOST:PORT; empty if the text is malformed."""
+    try:
+        return Address.parse(text).host
+    except AddressError:
+        return ""
 
 
 def _is_for_others(host: str) -> bool:

@@ -103,8 +103,8 @@ class Multicast:
         self._is_reported = True
         log.log(
             level,
-            "multicast does not work here (%s): machines are not discovered, only those of `seeds` are; trying again "
-            "every %.0f s",
+            "multicast does not work here (%s), so other machines are met only at addresses that are known already; "
+            "trying again every %.0f s",
             error,
             self._intervals.retry_s,
         )

@@ -67,14 +67,10 @@ def parse_invite(text: str) -> InviteLine:
     try:
         if len(hosts) > _MAX_HOSTS:
             raise _not_an_invitation(line)
-        addresses = [str(Address.parse(_address(host, match[2]))) for host in hosts]
+        addresses = [str(Address.parse(str(Address(host.strip("[]"), int(match[2]))))) for host in hosts]
     except AddressError as error:
         raise _not_an_invitation(line) from error
     return InviteLine(address=addresses[0], others=tuple(addresses[1:]), fingerprint=match[3], secret=match[4])
-
-
-def _address(host: str, port: str) -> str:
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def _not_an_invitation(line: str) -> UsageError:

@@ -16,7 +16,7 @@ from shardhub.listening import is_unspecified
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.link import GrpcResidents
-from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
+from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
 from shardhub.resident.order import HandedDocument, Order
 from shardhub.resident.reach import reach
 from shardhub.resident.reading import ReadReport
@@ -252,6 +252,14 @@ class Cluster:
         """
         return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
 
+    def say_goodbye(self) -> None:
+        """Tell all machines that answer that this one leaves the cluster for good.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
+        self._loop.wait(self._say_goodbye())
+
     def read_files(
         self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
     ) -> dict[str, str]:
@@ -374,6 +382,21 @@ class Cluster:
         except* ShardhubError as errors:
             raise errors.exceptions[0] from None
         return digests
+
+    async def _say_goodbye(self) -> None:
+        own = await self._link.describe()
+        said = Introduction(at=self._clock.date(), facts=own.facts, left=(own.name,))
+
+        async def tell(member: KnownMachine) -> None:
+            with suppress(ShardhubError, TimeoutError):
+                async with self._clock.timeout(_ANSWER_S):
+                    link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
+                    try:
+                        await link.introduce(said)
+                    finally:
+                        await link.close()
+
+        await asyncio.gather(*map(tell, own.members))
 
     async def _state_of(self, member: KnownMachine) -> MachineState | None:
         try:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from shardhub.address import Address, ip_of
 from shardhub.discovery.announcement import Announcement
-from shardhub.discovery.interfaces import announced_hosts, own_interfaces
+from shardhub.discovery.interfaces import own_interfaces
 from shardhub.discovery.multicast import Discovery, Multicast, NoDiscovery
 from shardhub.discovery.sightings import Sightings
 from shardhub.errors import ShardhubError
+from shardhub.listening import is_loopback
 from shardhub.security.authority import KEY_FILE, Authority
 from shardhub.security.certificates import fingerprint
 from shardhub.security.desk import Desk
@@ -25,7 +26,7 @@ from shardhub.security.joining import hear_revocations
 from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import Trust, utc_now
 from shardhub.usecases.authority import DESK_PORT
-from shardhub.usecases.resident import Companion, RunningResident
+from shardhub.usecases.resident import Companion, RunningResident, reached_hosts
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +89,9 @@ def company(settings: CompanySettings = CompanySettings()) -> Companion:
     return run
 
 
-def reached_hosts(host: str) -> tuple[str, ...]:
-    """Addresses of this machine at which others reach what listens on a host."""
-    return announced_hosts(own_interfaces(), host)
-
-
 def _discovery(running: RunningResident, trust: Trust, settings: CompanySettings) -> Discovery:
     at = Address.parse(running.address)
-    if not settings.is_discovered or ip_of(at.host).is_loopback:
+    if not settings.is_discovered or is_loopback(at.host):
         return NoDiscovery()
     cluster = fingerprint(trust.identity.authority)
     resident = running.resident
@@ -120,7 +116,7 @@ async def _keep_desk(running: RunningResident, trust: Trust, settings: CompanySe
     while True:
         if (folder / KEY_FILE).exists():
             try:
-                await _serve_desk(running, trust, folder)
+                await _serve_desk(running, trust, folder, settings.look_s)
             except (ShardhubError, OSError) as error:
                 log.log(
                     logging.INFO if is_reported else logging.WARNING,
@@ -131,7 +127,7 @@ async def _keep_desk(running: RunningResident, trust: Trust, settings: CompanySe
         await asyncio.sleep(settings.look_s)
 
 
-async def _serve_desk(running: RunningResident, trust: Trust, folder: Path) -> None:
+async def _serve_desk(running: RunningResident, trust: Trust, folder: Path, look_s: float) -> None:
     authority = Authority.open(folder)
     if authority.pem != trust.identity.authority_pem:
         log.warning("the authority in %s is not that of this machine's cluster: it answers nobody", folder)
@@ -147,7 +143,9 @@ async def _serve_desk(running: RunningResident, trust: Trust, folder: Path) -> N
     try:
         await desk.start(_listened(at.host), at.port)
         log.info("machines join and renew at port %d", at.port)
-        await asyncio.Event().wait()
+        while True:
+            resident.part(one.name for one in authority.ledger().issued if one.revoked_at)
+            await asyncio.sleep(look_s)
     finally:
         await desk.stop()
 

@@ -1,27 +1,19 @@
-"""A cluster comes to be: its first machine, lines that let others join, and leaving it again."""
+"""A cluster comes to be: its first machine, and lines that let others join."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from shardhub.address import Address, ip_of
-from shardhub.errors import IdentityError, UsageError
+from shardhub.errors import UsageError
 from shardhub.naming import RESIDENT_PORT
 from shardhub.security import joining
-from shardhub.security.authority import KEY_FILE, OWN_NAME, Authority
-from shardhub.security.backup import make_backup, restore_backup
+from shardhub.security.authority import OWN_NAME, Authority
 from shardhub.security.certificates import MACHINE_ROLES, Role, check_name
-from shardhub.security.certificates import fingerprint as fingerprint_of
-from shardhub.security.folders import default_authority, default_folder
 from shardhub.security.identity import (
-    AUTHORITY_FILE,
-    DESK_FILE,
-    REVOKED_FILE,
     identity_file,
     load_identity,
 )
@@ -29,58 +21,25 @@ from shardhub.security.invite import InviteLine, parse_invite
 from shardhub.security.joining import Joined, Wish
 from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import utc_now
-from shardhub.usecases.authority import DESK_PORT, CertificateFolders, issue_certificate, make_authority
-from shardhub.usecases.cluster_place import ClusterPlace, own_name, read_machine
-from shardhub.usecases.companions import reached_hosts
-from shardhub.usecases.resident import ResidentSettings, ensure_running, resident_status, stop_resident
+from shardhub.usecases.authority import DESK_PORT, issue_certificate, make_authority
+from shardhub.usecases.cluster_place import own_name, read_machine
+from shardhub.usecases.forming_place import (
+    USERS_PLACE,
+    FormingPlace,
+    OwnMachine,
+    belongs_already,
+    own_authority,
+    own_machine,
+)
+from shardhub.usecases.resident import ResidentSettings, ensure_running, reached_hosts, resident_status, stop_resident
+from shardhub.usecases.resident_service import Installed, install_resident
 from shardhub.usecases.watcher import SILENT, Watcher
-from shardhub.whole_files import write_whole
 
 INVITATION_LIFE = dt.timedelta(hours=1)
 # Months would be a password on paper.
 MAX_INVITATION_LIFE = dt.timedelta(days=7)
 # A line with more addresses is long to copy, and a machine that needs the fifth is seldom.
 _LINE_ADDRESSES = 4
-_MAX_BACKUP_BYTES = 8 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormingPlace:
-    """The folders of this machine's state, certificates and authority; None takes this user's own."""
-
-    state: Path | None = None
-    tls: Path | None = None
-    authority: Path | None = None
-
-    @property
-    def cluster(self) -> ClusterPlace:
-        """What the resident uses."""
-        return ClusterPlace(state=self.state, tls=self.tls)
-
-    @property
-    def own_folder(self) -> Path:
-        """The folder of this machine's certificates."""
-        return self.cluster.named_tls or default_folder()
-
-    @property
-    def authority_folder(self) -> Path:
-        """The authority's folder."""
-        return self.authority or default_authority()
-
-    @property
-    def certificates(self) -> CertificateFolders:
-        """Both folders."""
-        return CertificateFolders(authority=self.authority_folder, own=self.own_folder)
-
-    @property
-    def has_authority(self) -> bool:
-        """Whether the cluster's authority is on this machine."""
-        return (self.authority_folder / KEY_FILE).exists()
-
-    @property
-    def is_member(self) -> bool:
-        """Whether this machine belongs to a cluster."""
-        return any(identity_file(self.own_folder, role).exists() for role in MACHINE_ROLES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,22 +59,8 @@ class Invitation:
     addresses: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnMachine:
-    """This machine in its cluster.
-
-    Attributes:
-        fingerprint: Of the cluster's authority.
-        is_new: Whether it came to the cluster just now.
-    """
-
-    name: str
-    fingerprint: str
-    is_new: bool
-
-
 def init_cluster(
-    place: FormingPlace = FormingPlace(), *, name: str | None = None, address: str | None = None
+    place: FormingPlace = USERS_PLACE, *, name: str | None = None, address: str | None = None
 ) -> OwnMachine:
     """Make a cluster with this machine as its first; where it has been made here already, return this machine.
 
@@ -131,9 +76,9 @@ def init_cluster(
     if name is not None:
         check_name(name)
     if place.is_member and not place.has_authority:
-        raise _belongs_already(place, "A new cluster needs a machine that belongs to none.")
+        raise belongs_already(place, "A new cluster needs a machine that belongs to none.")
     if not place.has_authority:
-        desk = address or str(Address((*reached_hosts("0.0.0.0"), "127.0.0.1")[0], DESK_PORT))  # noqa: S104
+        desk = address or str(own_desk())
         made = make_authority(place.certificates, name=name or _host_name(), address=desk)
         return OwnMachine(name=made.name, fingerprint=made.fingerprint, is_new=True)
     authority = Authority.open(place.authority_folder)
@@ -143,7 +88,7 @@ def init_cluster(
         issue_certificate(authority.free_name(name or _host_name()), Role.MEMBER, place.certificates)
     own = own_machine(place)
     if own.fingerprint != authority.fingerprint:
-        raise _belongs_already(place, f"The authority in {place.authority_folder} is that of another cluster.")
+        raise belongs_already(place, f"The authority in {place.authority_folder} is that of another cluster.")
     if name is not None and name != own.name:
         raise UsageError(
             f"This machine is {own.name} in its cluster.",
@@ -159,25 +104,8 @@ def _host_name() -> str:
     return f"{name}-1" if name == OWN_NAME else name
 
 
-def own_machine(place: FormingPlace = FormingPlace()) -> OwnMachine:
-    """This machine, by its certificate.
-
-    Raises:
-        IdentityError: It belongs to no cluster, or its certificate cannot be used.
-    """
-    role = next((role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists()), None)
-    if role is None:
-        raise IdentityError(
-            "This machine belongs to no cluster.",
-            hint="Begin one: shardhub cluster init. Or join one, with the line that `shardhub cluster invite` prints "
-            "on its first machine: shardhub join LINE",
-        )
-    identity = load_identity(place.own_folder, role, now=utc_now())
-    return OwnMachine(name=identity.peer.name, fingerprint=fingerprint_of(identity.authority), is_new=False)
-
-
 def invite_machines(
-    place: FormingPlace = FormingPlace(),
+    place: FormingPlace = USERS_PLACE,
     *,
     role: Role = Role.MEMBER,
     life: dt.timedelta = INVITATION_LIFE,
@@ -200,7 +128,7 @@ def invite_machines(
             why=f"`life` is {life}.",
             hint="Choose a time such as 30m, 2h or 1d; make a new line when it has passed.",
         )
-    authority = _authority(place)
+    authority = own_authority(place)
     at = Address.parse(authority.ledger().desk or "", host="0.0.0.0", port=DESK_PORT, may_be_zero=True)  # noqa: S104
     hosts = [Address.parse(text, port=at.port).host for text in addresses] or _line_hosts(at.host)
     secret = OpenInvites(place.authority_folder, clock=utc_now).make(role, life)
@@ -209,27 +137,42 @@ def invite_machines(
     return Invitation(line=line.text(), until=utc_now() + life, role=role, addresses=places)
 
 
+def own_desk() -> Address:
+    """Where other machines reach an authority on this one; its name, while it has no address but loopback."""
+    return Address((*_far_hosts(), f"{own_name()}.local")[0], DESK_PORT)
+
+
 def _line_hosts(known: str) -> list[str]:
     """The addresses in a line: the one that the authority was made with first, while this machine has it."""
+    own = _far_hosts()
     try:
-        is_local = ip_of(known).is_loopback
+        if ip_of(known).is_loopback:
+            return [known]
+        first = [known] if known in own else []
     except ValueError:  # a host name
-        return [known]
-    # An address of one link of IPv6 needs the name of an interface of the machine that joins.
-    own = [host for host in reached_hosts("::") if not (":" in host and ip_of(host).is_link_local)]
-    if is_local:
-        return [known]
-    first = [known] if known in own else []
-    return [*first, *(host for host in own if host != known)][:_LINE_ADDRESSES] or [known]
+        first = [known]
+    return list(dict.fromkeys([*first, *own]))[:_LINE_ADDRESSES] or [known]
 
 
-def close_invitations(place: FormingPlace = FormingPlace()) -> None:
+def _far_hosts() -> list[str]:
+    """Addresses of this machine, the best first, without loopback and those of one link of IPv6.
+
+    The latter need the name of an interface of the machine that joins.
+    """
+    return [host for host in reached_hosts("::") if not (ip_of(host).is_loopback or _is_of_one_link(host))]
+
+
+def _is_of_one_link(host: str) -> bool:
+    return ":" in host and ip_of(host).is_link_local
+
+
+def close_invitations(place: FormingPlace = USERS_PLACE) -> None:
     """End all open invitations.
 
     Raises:
         UsageError: The authority is not here.
     """
-    _authority(place)
+    own_authority(place)
     OpenInvites(place.authority_folder, clock=utc_now).close()
 
 
@@ -263,7 +206,7 @@ class JoinedMachine:
 
 
 def join_cluster(
-    line: str, settings: JoinSettings = JoinSettings(), place: FormingPlace = FormingPlace()
+    line: str, settings: JoinSettings = JoinSettings(), place: FormingPlace = USERS_PLACE
 ) -> JoinedMachine:
     """Join a cluster by a line: a key is made here and certified. A machine that belongs to it already stays as it is.
 
@@ -277,7 +220,7 @@ def join_cluster(
     if place.is_member:
         own = own_machine(place)
         if own.fingerprint != parsed.fingerprint:
-            raise _belongs_already(place, "The line is that of another cluster.")
+            raise belongs_already(place, "The line is that of another cluster.")
         if settings.name not in (None, own.name):
             raise UsageError(
                 f"This machine has joined this cluster as {own.name}.",
@@ -305,12 +248,18 @@ def _joined_before(place: FormingPlace, line: InviteLine) -> JoinedMachine:
     return JoinedMachine(name=peer.name, role=peer.role, not_after=peer.not_after, seeds=seeds, is_new=False)
 
 
-def start_resident(settings: ResidentSettings, watcher: Watcher = SILENT) -> None:
+def start_resident(
+    settings: ResidentSettings, watcher: Watcher = SILENT, *, as_service: bool = False
+) -> Installed | None:
     """Leave a resident running that uses this machine's certificate.
 
     Args:
         settings: Used where none runs; one that runs without TLS, from before this machine had a certificate, is
             replaced, and its nodes end.
+        as_service: Whether it starts again with the machine.
+
+    Returns:
+        The service, if it was installed.
 
     Raises:
         ShardhubError: It does not start.
@@ -320,96 +269,10 @@ def start_resident(settings: ResidentSettings, watcher: Watcher = SILENT) -> Non
         if machine is not None and not machine.tls:
             watcher.note("restarting the resident, which did not use this machine's certificate yet")
             stop_resident(settings.place)
+    if as_service:
+        return install_resident(settings)
     ensure_running(settings, watcher)
-
-
-def leave_cluster(place: FormingPlace = FormingPlace(), *, end_cluster: bool = False) -> str:
-    """Leave the cluster: the resident and its nodes end, and this machine's key and state are removed.
-
-    Args:
-        end_cluster: Leave even if the authority is here, which is then removed: no machine can join or renew any more.
-
-    Returns:
-        This machine's name in it.
-
-    Raises:
-        UsageError: The authority is here.
-        IdentityError: This machine belongs to no cluster.
-        NodeFailure: The resident does not end.
-    """
-    if not place.is_member and not place.has_authority:
-        own_machine(place)  # says so
-    if place.has_authority and not end_cluster:
-        raise UsageError(
-            "This machine has the cluster's authority.",
-            why="Without it no machine can join, and certificates end after 90 days.",
-            hint="To move the authority, back it up and restore it on another machine: shardhub cluster backup FILE. "
-            "To end the cluster, add `end_cluster`.",
-        )
-    role = next((role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists()), None)
-    name = "this machine" if role is None else _name_of(place, role)
-    stop_resident(place.cluster)
-    shutil.rmtree(place.cluster.folder.path, ignore_errors=True)
-    # Keys first: a machine that was interrupted here belongs to no cluster, and can join one.
-    for each in (*MACHINE_ROLES, Role.HUB):
-        identity_file(place.own_folder, each).unlink(missing_ok=True)
-    for file in (DESK_FILE, REVOKED_FILE, AUTHORITY_FILE):
-        (place.own_folder / file).unlink(missing_ok=True)
-    if place.has_authority:
-        (place.authority_folder / KEY_FILE).unlink()
-        shutil.rmtree(place.authority_folder)
-    return name
-
-
-def back_up(file: Path, passphrase: str, place: FormingPlace = FormingPlace()) -> str:
-    """Write a backup of the authority to a new file; returns its fingerprint.
-
-    Raises:
-        UsageError: The authority is not here, the file exists, or the passphrase is too short.
-        IdentityError: The file cannot be written.
-    """
-    authority = _authority(place)
-    if file.exists():
-        raise UsageError(f"{file} exists already.", hint="Choose another file: a backup replaces none.")
-    data = make_backup(authority, passphrase)
-    try:
-        write_whole(file, data, mode=0o600)
-    except OSError as error:
-        raise IdentityError(f"{file} cannot be written.", why=f"{error.strerror}.") from error
-    return authority.fingerprint
-
-
-def restore(
-    file: Path,
-    passphrase: str,
-    place: FormingPlace = FormingPlace(),
-    *,
-    name: str | None = None,
-    address: str | None = None,
-) -> OwnMachine:
-    """Restore the authority from a backup on this machine, which becomes a member if it is none.
-
-    Args:
-        name: This machine's, if it is no member yet; None takes its host's.
-        address: HOST[:PORT] at which machines join and renew from now on; None takes this machine's.
-
-    Raises:
-        UsageError: There is an authority here, or this machine belongs to another cluster.
-        AccessError: The passphrase is wrong.
-        FormatError, IdentityError: The file cannot be read, or is not a backup.
-    """
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(_MAX_BACKUP_BYTES)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read.", why=f"{error.strerror}.") from error
-    authority = restore_backup(data, passphrase, place.authority_folder, where=str(file))
-    if place.is_member and own_machine(place).fingerprint != authority.fingerprint:
-        shutil.rmtree(place.authority_folder)
-        raise _belongs_already(place, "The backup is that of another cluster's authority.")
-    desk = address or str(Address((*reached_hosts("0.0.0.0"), "127.0.0.1")[0], DESK_PORT))  # noqa: S104
-    authority.move(str(Address.parse(desk, port=DESK_PORT, may_be_zero=True)), now=utc_now())
-    return init_cluster(place, name=name)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,43 +291,14 @@ class Member:
     revoked_at: str | None
 
 
-def joined_machines(place: FormingPlace = FormingPlace()) -> tuple[Member, ...]:
+def joined_machines(place: FormingPlace = USERS_PLACE) -> tuple[Member, ...]:
     """The machines that the authority has certified, by name.
 
     Raises:
         UsageError: The authority is not here.
     """
-    newest = {one.name: one for one in _authority(place).ledger().issued if one.role in MACHINE_ROLES}
+    newest = {one.name: one for one in own_authority(place).ledger().issued if one.role in MACHINE_ROLES}
     return tuple(
         Member(name=name, serve_only=one.role is not Role.MEMBER, not_after=one.not_after, revoked_at=one.revoked_at)
         for name, one in sorted(newest.items())
     )
-
-
-def _authority(place: FormingPlace) -> Authority:
-    if place.has_authority:
-        return Authority.open(place.authority_folder)
-    if place.is_member:
-        raise UsageError(
-            "This machine does not have the cluster's authority.",
-            why="Only the machine where the cluster was begun, or its authority was restored, can do this.",
-            hint="Run the command there; `shardhub machines` lists the cluster's machines.",
-        )
-    raise UsageError("This machine belongs to no cluster.", hint="Begin one: shardhub cluster init")
-
-
-def _belongs_already(place: FormingPlace, why: str) -> UsageError:
-    role = next((role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists()), Role.MEMBER)
-    return UsageError(
-        f"This machine belongs to a cluster already, as {_name_of(place, role)}.",
-        why=why,
-        hint="Leave that cluster first: shardhub cluster leave",
-    )
-
-
-def _name_of(place: FormingPlace, role: Role) -> str:
-    """The machine's name, also by a certificate that cannot be used any more."""
-    try:
-        return load_identity(place.own_folder, role, now=utc_now()).peer.name
-    except IdentityError:
-        return "a machine whose certificate cannot be used any more"

@@ -6,8 +6,7 @@ import ipaddress
 
 import pytest
 
-from shardhub.discovery.announcement import MAX_ADDRESSES
-from shardhub.discovery.choice import MeasuredAddress, fastest, for_others, in_order, merged
+from shardhub.discovery.choice import MeasuredAddress, fastest, for_others, in_order
 from shardhub.discovery.interfaces import Interface, Kind, announced_hosts, kind_of, own_interfaces
 
 
@@ -100,11 +99,11 @@ def test_the_address_in_use_is_kept_until_another_is_clearly_faster():
     assert fastest([WIFI], STUDIO, current=CABLE.address) == WIFI.address
 
 
-def test_new_addresses_come_first():
-    """A machine that moved is tried where it is now; what it had before goes on as long as there is room."""
-    known = tuple(f"10.0.0.{number}:1" for number in range(1, MAX_ADDRESSES + 1))
-    assert merged(["10.0.0.3:1", "192.168.1.7:1"], known)[:3] == ("10.0.0.3:1", "192.168.1.7:1", "10.0.0.1:1")
-    assert len(merged(["192.168.1.7:1"], known)) == MAX_ADDRESSES
+def test_an_address_that_others_can_use_is_taken_first():
+    """A link-local address of IPv6 is taken where no other answers but a VPN's, however fast it is."""
+    scoped = measured("[fe80::7%en0]:1", 0.1, 5000)
+    assert fastest([scoped, WIFI], STUDIO) == WIFI.address
+    assert fastest([scoped, VPN], STUDIO) == scoped.address
 
 
 def test_others_are_not_told_of_addresses_of_this_machine_alone():

@@ -16,7 +16,7 @@ import typer
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
 from shardhub.cli.machine_flags import StartFlags
-from shardhub.cli.terminal import Terminal, note
+from shardhub.cli.terminal import note
 from shardhub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class InitFlags:
 def init(machine: InitFlags, starting: StartFlags, output: Output, life: Life = "1h") -> int:
     """Begin a cluster with this machine, and print the command with which other machines join."""
     from shardhub.address import Address
-    from shardhub.usecases.forming import init_cluster, invite_machines, start_resident
+    from shardhub.usecases.forming import init_cluster, invite_machines
 
     made = init_cluster(name=machine.name, address=machine.address)
-    start_resident(starting.settings(), Terminal())
+    remark = starting.start()
     host = None if machine.address is None else Address.parse(machine.address, port=1).host
     invitation = invite_machines(life=_time(life), addresses=[] if host is None else [host])
     if output.as_json:
@@ -60,7 +60,7 @@ def init(machine: InitFlags, starting: StartFlags, output: Output, life: Life = 
     else:
         note(f"The cluster exists already. This machine is {made.name}.")
     _show(invitation)
-    starting.explain()
+    note(remark)
     note("The cluster depends on this machine's authority. Keep a backup of it:  shardhub cluster backup FILE")
     return 0
 
@@ -118,7 +118,7 @@ class LeaveFlags:
 
 def leave(leaving: LeaveFlags, output: Output) -> int:
     """Leave the cluster: end this machine's resident and nodes, and remove its key."""
-    from shardhub.usecases.forming import leave_cluster
+    from shardhub.usecases.leaving import leave_cluster
 
     name = leave_cluster(end_cluster=leaving.end_cluster)
     if output.as_json:
@@ -153,7 +153,7 @@ def members(output: Output) -> int:
 
 def backup(file: BackupFile, output: Output) -> int:
     """Write the authority, encrypted with a passphrase, to a file; with it another machine can take its place."""
-    from shardhub.usecases.forming import back_up
+    from shardhub.usecases.authority_backup import back_up
 
     fingerprint = back_up(file, _passphrase(is_new=True))
     if output.as_json:
@@ -166,11 +166,10 @@ def backup(file: BackupFile, output: Output) -> int:
 
 def restore(file: BackupFile, machine: InitFlags, starting: StartFlags, output: Output) -> int:
     """Take the authority from a backup: this machine then invites others and renews certificates."""
-    from shardhub.usecases.forming import restore as restore_authority
-    from shardhub.usecases.forming import start_resident
+    from shardhub.usecases.authority_backup import restore as restore_authority
 
     own = restore_authority(file, _passphrase(is_new=False), name=machine.name, address=machine.address)
-    start_resident(starting.settings(), Terminal())
+    remark = starting.start()
     if output.as_json:
         print(json.dumps({"name": own.name, "fingerprint": own.fingerprint}))
         return 0
@@ -179,6 +178,7 @@ def restore(file: BackupFile, machine: InitFlags, starting: StartFlags, output: 
         "Other machines find it here. If the machine that had it before comes back, remove it there: shardhub cluster "
         "leave --end-cluster"
     )
+    note(remark)
     return 0
 
 

@@ -10,7 +10,7 @@ import typer
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.invitation import hide_line, read_line
 from shardhub.cli.machine_flags import StartFlags
-from shardhub.cli.terminal import Terminal, note
+from shardhub.cli.terminal import note
 
 
 @flags("Machine")
@@ -36,14 +36,14 @@ def join(
 ) -> int:
     """Join a cluster with a line from its first machine; this machine then serves, and answers `up` and `chat`."""
     hide_line(line)
-    from shardhub.usecases.forming import JoinSettings, join_cluster, start_resident
+    from shardhub.usecases.forming import JoinSettings, join_cluster
 
     joined = join_cluster(read_line(line), JoinSettings(name=joining.name, serve_only=joining.serve_only))
-    start_resident(starting.settings(seeds=joined.seeds), Terminal())
+    remark = starting.start(seeds=joined.seeds)
     if output.as_json:
         print(json.dumps({"name": joined.name, "not_after": joined.not_after.isoformat(), "joined": joined.is_new}))
         return 0
     print(f"This machine is {joined.name}." if joined.is_new else f"This machine was {joined.name} already.")
     note("See the cluster's machines:  shardhub machines")
-    starting.explain()
+    note(remark)
     return 0

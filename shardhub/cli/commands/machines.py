@@ -102,9 +102,10 @@ def _ago(seen_at: float, now: float) -> str:
 def _remarks(listed: Sequence[ClusterMachine], own: MachineState) -> list[str]:
     """What a person should know: machines that do not answer, and why, and what residents remark."""
     lost = [
-        f"{machine.name} does not answer: {machine.known.trouble}"
+        f"{machine.name} does not answer{f' at {machine.address}' if machine.address else ''}. Is it on, and does its "
+        "resident run there (shardhub resident status)?"
         for machine in listed
-        if not machine.is_reachable and machine.known is not None and machine.known.trouble
+        if not machine.is_reachable
     ]
     alone = ["No other machine has joined. Make a line for others: shardhub cluster invite"] if len(listed) == 1 else []
     return [*own.remarks, *lost, *alone]

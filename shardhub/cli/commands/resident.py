@@ -13,6 +13,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
+from shardhub.cli.machine_flags import NoDiscovery
 from shardhub.cli.options import Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.run import run as carry_out
@@ -63,6 +64,8 @@ class ResidentFlags(PlaceFlags):
         ),
     ] = None
 
+    no_discovery: NoDiscovery = False
+
     def settings(self) -> ResidentSettings:
         """The same for the library."""
         from shardhub.address import Address
@@ -76,12 +79,13 @@ class ResidentFlags(PlaceFlags):
             port=self.port,
             insecure_lan=self.insecure_lan,
             seeds=seeds,
+            is_discovered=not self.no_discovery,
         )
 
 
 def run(machine: ResidentFlags, output: Output) -> int:
     """Run the resident here until SIGTERM, which leaves its nodes to the next one; Ctrl-C ends them too."""
-    from shardhub.usecases.companions import company
+    from shardhub.usecases.companions import CompanySettings, company
     from shardhub.usecases.resident import run_resident
 
     _log_with_dates(is_debugging=output.debug)
@@ -93,7 +97,9 @@ def run(machine: ResidentFlags, output: Output) -> int:
             announce(f"{running.name}: resident at {running.address}")
 
     settings = machine.settings()
-    return run_resident(settings, companions=[company()], on_ready=ready)
+    return run_resident(
+        settings, companions=[company(CompanySettings(is_discovered=settings.is_discovered))], on_ready=ready
+    )
 
 
 def start(machine: ResidentFlags, output: Output) -> int:
