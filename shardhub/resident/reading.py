@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -40,7 +40,7 @@ class ReadReport(Report):
     failure: Failure | None = None
 
 
-async def read_files(order: FileOrder) -> AsyncIterator[ReadReport]:
+async def read_files(order: FileOrder) -> AsyncGenerator[ReadReport, None]:
     """Read the files of an order into this machine's cache; the last report has their sha256.
 
     Whoever stops listening ends the reading. What is in the cache by then stays there.

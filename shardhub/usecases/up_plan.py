@@ -12,7 +12,7 @@ from shardhub.placing.pieces import cuts_of
 from shardhub.placing.placement import Placement
 from shardhub.placing.replicas import place_replicas
 from shardhub.placing.wishes import Objective, Pin, Wishes
-from shardhub.resident.deployments import Assignment, Capacity, Deployment
+from shardhub.resident.deployments import Assignment, Capacity, Deployment, PlacedModel
 from shardhub.setting_checks import check_settings
 from shardhub.usecases.placeable import Placeable
 
@@ -92,6 +92,7 @@ class UpPlan:
         member: str,
         capacity: Capacity,
         borders: tuple[int, ...],
+        placed: PlacedModel | None,
     ) -> Deployment:
         """The order that brings it up.
 
@@ -100,6 +101,7 @@ class UpPlan:
             counter, member: Of the order.
             capacity: What its nodes are started for.
             borders: Layers at which its shards begin, and its number of layers.
+            placed: By which its layers are placed again.
         """
         assignments = tuple(
             Assignment(machine=stage.machine, start=stage.start, stop=stage.stop, replica=replica)
@@ -115,6 +117,7 @@ class UpPlan:
             capacity=capacity,
             borders=borders,
             assignments=assignments,
+            placed=placed,
         )
 
 

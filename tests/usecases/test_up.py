@@ -11,8 +11,13 @@ from huggingface_hub import HfApi
 
 from shardhub.hub.client import hub_api
 from shardhub.localhub.server import running_hub
+from shardhub.resident.records import read_record
+from shardhub.usecases.answer import Sampling
 from shardhub.usecases.cluster import Cluster as OpenCluster
 from shardhub.usecases.cluster_cut import ClusterCutSettings
+from shardhub.usecases.open_head import open_head
+from shardhub.usecases.served import choose_served
+from shardhub.usecases.start_head import HeadSettings
 from shardhub.usecases.up import Up, UpSettings, down, follow
 from shardhub.usecases.up_plan import PlacingSettings
 from tests.cut import tiny_model
@@ -114,3 +119,38 @@ def test_heads_need_no_address(cluster: OpenCluster, machines: list[ResidentProc
     assert json.loads(shown.stdout)["can_run"] is True
     listed = shardhub("ps", "--json", env=env)
     assert [node["machine"] for pipeline in json.loads(listed.stdout) for node in pipeline["nodes"]] == list(NAMES)
+
+
+def test_a_stage_of_a_dead_machine_is_served_by_another_and_the_answer_goes_on(
+    cluster: OpenCluster, machines: list[ResidentProcess], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine dies in the middle of an answer: its layers are placed on another, and the tokens are the same."""
+    follow(cluster, Up(cluster, model, settings(*THREE)).order())
+    place = machines[0].place
+    monkeypatch.setenv("SHARDHUB_STATE", str(place.state))
+    chosen = choose_served(None, place)
+    head_settings = HeadSettings(pipeline=chosen.pipeline, tls=place.tls, allow_local=False)
+    with open_head(head_settings) as head:
+        sampling = Sampling(max_tokens=24)
+        expected = head.answer("hello", sampling).tokens
+        stream = head.stream("hello", sampling)
+        next(iter(stream))
+        kill_machine(machines[1])
+        for _ in stream:
+            pass
+        assert stream.answer.tokens == expected
+        assert stream.answer.usage.num_recoveries >= 1
+    (served,) = cluster.pipelines()
+    assert served.is_ready
+    assert "mini" not in {node.machine for node in served.nodes}
+    assert {(node.start, node.stop) for node in served.nodes} == {(0, 2), (2, 4), (4, 6)}
+
+
+def kill_machine(machine: ResidentProcess) -> None:
+    """End everything of a machine at once, as a power cut would."""
+    records = [read_record(path) for path in machine.place.folder.nodes.glob("*.json")]
+    machine.process.kill()
+    for record in records:
+        if record is not None and record.process is not None:
+            record.process.kill()
+    machine.wait()
