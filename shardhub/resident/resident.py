@@ -192,7 +192,13 @@ class Resident:
         return (
             own,
             *(
-                Sight(name=each.name, role=each.role, is_reachable=each.is_reachable, facts=each.facts)
+                Sight(
+                    name=each.name,
+                    role=each.role,
+                    is_reachable=each.is_reachable,
+                    facts=each.facts,
+                    address=next(iter(each.addresses), None),
+                )
                 for each in self._known
             ),
         )

@@ -20,12 +20,14 @@ class NodeOptions:
         tls: Folder of certificates that was named; None leaves it to the default.
         insecure_lan: Listen off loopback without TLS.
         more: Further words of `shardhub serve`.
+        neighbours: Returns addresses of residents, which are asked for weight files before a Hub is.
     """
 
     host: str = "127.0.0.1"
     tls: Path | None = None
     insecure_lan: bool = False
     more: tuple[str, ...] = ()
+    neighbours: Callable[[], Sequence[str]] = tuple
 
 
 def node_words(order: NodeOrder, options: NodeOptions, handed_on: Callable[[str], Path]) -> Sequence[str]:
@@ -51,4 +53,6 @@ def node_words(order: NodeOrder, options: NodeOptions, handed_on: Callable[[str]
         words += ["--tls", str(options.tls)]
     if options.insecure_lan:
         words.append("--insecure-lan")
+    for address in options.neighbours():
+        words += ["--neighbour", address]
     return [*words, *options.more]

@@ -16,10 +16,12 @@ from typing import Literal
 from shardhub.address import Address, ip_of
 from shardhub.clock import SYSTEM_CLOCK
 from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
+from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach
 from shardhub.naming import RESIDENT_PORT
+from shardhub.node.file_servicer import FileServicer, Sharing
 from shardhub.resident.gossip import USUAL_PACE, Pace
-from shardhub.resident.link import GrpcResidents
+from shardhub.resident.link import MESSAGE_BYTES, GrpcResidents
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
 from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
@@ -148,6 +150,7 @@ async def _run(
         tls=settings.place.named_tls if trust is not None else None,
         insecure_lan=settings.insecure_lan,
         more=settings.node_options,
+        neighbours=lambda: [sight.address for sight in resident.sights if sight.is_reachable and sight.address],
     )
     nodes = Nodes(
         name, folder.nodes, lambda order: node_words(order, options, folder.manifest_folder), SystemLauncher()
@@ -162,7 +165,8 @@ async def _run(
     dialer = GrpcResidents(Security(trust=trust, everywhere=trust is not None, insecure_lan=settings.insecure_lan))
     resident = Resident(gauge, folder, nodes, dialer, pace=settings.pace)
     running = RunningResident(name=name, address=str(Address(host, server.port)), resident=resident, trust=trust)
-    await server.start(resident)
+    sharing = Sharing(cache=Cache())
+    await server.start(resident, FileServicer(sharing, message_bytes=MESSAGE_BYTES))
     resident.start(settings.seeds)
     beside = [asyncio.create_task(_keep_logs_short(folder.log, nodes))]
     if settings.is_measured:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from shardhub.hub.client import hub_api
-from shardhub.localhub.server import running_hub
+from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.resident.records import read_record
 from shardhub.usecases.answer import Sampling
 from shardhub.usecases.cluster import Cluster as OpenCluster
@@ -21,24 +21,38 @@ from shardhub.usecases.start_head import HeadSettings
 from shardhub.usecases.up import Up, UpSettings, down, follow
 from shardhub.usecases.up_plan import PlacingSettings
 from tests.cut import tiny_model
+from tests.hub import faulty
 from tests.nodes import shardhub
 from tests.residents import ResidentProcess, end_all, member, reached
 from tests.security.cluster import Cluster
 from tests.waiting import wait_until
 
+WEIGHTS = ".safetensors"
 NAMES = ("box", "mini", "studio")
 # A tiny model fits on each machine, so its layers are placed by hand.
 THREE = ("box=0-1", "mini=2-3", "studio=4-5")
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfApi]:
-    """A Hub of the module's own, which the environment names."""
-    with (
-        running_hub(tmp_path_factory.mktemp("hub") / "hub") as running,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("HF_ENDPOINT", running.endpoint)
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """A Hub of the module's own."""
+    with running_hub(tmp_path_factory.mktemp("hub") / "hub") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def net(hub: RunningHub) -> Iterator[faulty.Network]:
+    """The network to the Hub, which counts bytes."""
+    with faulty.network(hub.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def api(hub: RunningHub, net: faulty.Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfApi]:
+    """Its client; the environment names the Hub for all machines."""
+    running = hub
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", net.endpoint)
         patch.setenv("HF_TOKEN", token := running.token("ann"))
         patch.setenv("SHARDHUB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield hub_api(running.endpoint, token)
@@ -87,9 +101,10 @@ def settings(*on: str, name: str | None = None, context: int | None = 64) -> UpS
     return UpSettings(cutting=ClusterCutSettings(name=name, context=context), placing=PlacingSettings(on=on))
 
 
-def test_a_plain_model_is_up_on_three_machines(cluster: OpenCluster, model: str) -> None:
-    """Each machine reads and serves its layers; `ps` shows all of them with their addresses; `down` ends them."""
+def test_a_plain_model_is_up_on_three_machines(cluster: OpenCluster, model: str, net: faulty.Network) -> None:
+    """Each machine reads and serves its layers, and every tensor comes from the Hub once; `down` ends all nodes."""
     placed = Up(cluster, model, settings(*THREE))
+    net.forget()
     shown: list[set[str]] = []
     deployment = placed.order(lambda states: shown.append({state.machine for state in states}))
     assert shown[-1] == set(NAMES)
@@ -100,6 +115,8 @@ def test_a_plain_model_is_up_on_three_machines(cluster: OpenCluster, model: str)
         ("studio", 4, 6),
     ]
     assert len(set(served.addresses)) == 3
+    tensors = placed.plan.placeable.candidate.model.checkpoint.size_bytes
+    assert tensors <= net.fetched(WEIGHTS) <= 1.05 * tensors
     down(cluster, served.name)
     wait_until(lambda: not any(machine.nodes for machine in cluster.machines()))
     assert cluster.pipelines() == ()
