@@ -71,7 +71,7 @@ def machines_of(machines: Sequence[ClusterMachine], *, beside: str, watcher: Wat
         facts = machine.state.facts
         answering.append(facts)
         if not facts.is_measured:
-            rate = f"{UNMEASURED_BYTES_PER_S / 1e9:.0f} GB/s"
+            rate = f"{size_text(int(UNMEASURED_BYTES_PER_S))}/s"
             watcher.note(f"{machine.name} has not been measured yet, and counts as reading {rate}.")
     if not answering:
         raise PlanError("No machine of the cluster answers.", hint="Look at them: shardhub machines")

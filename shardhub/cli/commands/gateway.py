@@ -18,10 +18,10 @@ from shardhub.cli.options import (
     NodeFlags,
     RecoveryFlags,
     RequireSignature,
-    ServedPipelineFlags,
     Tls,
     head_settings,
 )
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
