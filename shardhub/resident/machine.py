@@ -97,7 +97,7 @@ class MachineFacts(Report):
     disk_free_bytes: Size = 0
     addresses: Annotated[tuple[HostPort, ...], Field(max_length=MAX_ADDRESSES)] = ()
     links: Annotated[tuple[MeasuredLink, ...], Field(max_length=MAX_MACHINES)] = ()
-    held: Annotated[dict[ShortText, Size], Field(max_length=MAX_DEPLOYMENTS, default_factory=dict)]
+    held: Annotated[dict[ShortText, Size], Field(max_length=MAX_DEPLOYMENTS)] = Field(default_factory=dict)
 
     @property
     def is_measured(self) -> bool:
