@@ -53,15 +53,8 @@ def make_group(name: str, text: str, **settings: Any) -> typer.Typer:
         text: What it is for, in a sentence.
         settings: Further settings of `typer.Typer`.
     """
-    return typer.Typer(
-        name=name,
-        help=text,
-        no_args_is_help=True,
-        cls=Group,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        **settings,
-    )
+    usual = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+    return typer.Typer(name=name, help=text, cls=Group, **(usual | settings))
 
 
 def _write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:

@@ -32,14 +32,12 @@ class Sight:
         role: Only members place layers again.
         is_reachable: Whether it answers.
         facts: What it said of itself last; None if it never did.
-        address: Where its resident was reached last; None for the machine itself.
     """
 
     name: str
     role: Literal["member", "node"]
     is_reachable: bool
     facts: MachineFacts | None = None
-    address: str | None = None
 
 
 def healer_of(sights: Collection[Sight]) -> str | None:

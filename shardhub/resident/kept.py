@@ -13,6 +13,7 @@ from pydantic import Field
 
 from shardhub.errors import DiskFull, ResourceError, ShardhubError
 from shardhub.manifest import Document, decode, encode
+from shardhub.naming import MANIFEST_FILE
 from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.regular_files import read_file
 from shardhub.resident.deployments import HANDED_ON, Deployment, Deployments
@@ -67,8 +68,9 @@ class ClusterFolder:
         return self.path / "resident.log"
 
     def manifest_folder(self, pipeline_id: str) -> Path:
-        """The folder with the documents of a pipeline that was handed on with its order."""
-        return self._manifests / pipeline_id
+        """The folder with the manifest of a pipeline that was handed on with its order."""
+        handed = self._manifests / pipeline_id
+        return next((path.parent for path in sorted(handed.glob(f"*/{MANIFEST_FILE}"))), handed)
 
     def deployments(self) -> Deployments:
         """The orders that were kept; a file that cannot be read is left out, and others send the order again."""
@@ -97,11 +99,12 @@ class ClusterFolder:
         """A kept order with its documents; None if they cannot be read."""
         if deployment.place != HANDED_ON or deployment.pipeline_id is None:
             return Order(deployment=deployment)
-        folder = self.manifest_folder(deployment.pipeline_id)
+        folder = self._manifests / deployment.pipeline_id
         try:
             documents = tuple(
-                HandedDocument(name=path.name, data=read_file(path, MAX_ORDER_BYTES))
-                for path in sorted(folder.iterdir())
+                HandedDocument(name=path.relative_to(folder).as_posix(), data=read_file(path, MAX_ORDER_BYTES))
+                for path in sorted(folder.rglob("*"))
+                if not path.is_dir()
             )
             order = Order(deployment=deployment, documents=documents)
             order.check()
@@ -133,10 +136,10 @@ class ClusterFolder:
             log.warning("%s", _not_kept("The list of members", self.path, error))
 
     def _keep_documents(self, pipeline_id: str, documents: Iterable[HandedDocument]) -> None:
-        folder = self.manifest_folder(pipeline_id)
-        folder.mkdir(mode=_PRIVATE, exist_ok=True)
         for document in documents:
-            write_whole(folder / document.name, document.data, mode=0o600)
+            path = self._manifests / pipeline_id / document.name
+            path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            write_whole(path, document.data, mode=0o600)
 
     @staticmethod
     def _read(kind: type[D], path: Path) -> D | None:

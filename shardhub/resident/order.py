@@ -12,14 +12,15 @@ from shardhub.resident.deployments import HANDED_ON, Deployment
 # A tokenizer's files take most of it: the largest known take 35 MB.
 MAX_ORDER_BYTES = 64 << 20
 MAX_DOCUMENTS = 2048
+_MAX_PARTS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedDocument:
-    """A file of a pipeline's folder.
+    """A file of a pipeline that is published nowhere: of its manifest's folder, or of a shard's folder beside that.
 
     Attributes:
-        name: A plain file name.
+        name: `FILE` or `FOLDER/FILE`, both plain names.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Order:
             FormatError: They are too many or too large, have no plain names, or are another pipeline's.
         """
         where = f"the order for {self.deployment.name}"
-        names = [check_file_name(document.name, where=where) for document in self.documents]
+        names = [_check_path(document.name, where=where) for document in self.documents]
         size_bytes = sum(len(document.data) for document in self.documents)
         if len(set(names)) != len(names) or len(names) > MAX_DOCUMENTS or size_bytes > MAX_ORDER_BYTES:
             raise FormatError(
@@ -54,8 +55,22 @@ class Order:
             )
         if self.deployment.place != HANDED_ON:
             return
-        data = next((document.data for document in self.documents if document.name == MANIFEST_FILE), None)
-        if data is None:
-            raise FormatError(f"The documents of {where} lack {MANIFEST_FILE}.")
-        if decode_identified(Manifest, data, where=where).pipeline_id != self.deployment.pipeline_id:
+        manifests = [each.data for each in self.documents if each.name.rpartition("/")[2] == MANIFEST_FILE]
+        if len(manifests) != 1:
+            raise FormatError(f"The documents of {where} have {len(manifests)} files {MANIFEST_FILE} instead of one.")
+        if decode_identified(Manifest, manifests[0], where=where).pipeline_id != self.deployment.pipeline_id:
             raise FormatError(f"The manifest of {where} is another pipeline's.")
+
+
+def _check_path(name: str, *, where: str) -> str:
+    """Check that a document's name leads to a file in its folder, or in a folder of that.
+
+    Raises:
+        FormatError: It leads elsewhere.
+    """
+    parts = name.split("/")
+    if len(parts) > _MAX_PARTS:
+        raise FormatError(f"{where}: {name[:200]!r} is neither FILE nor FOLDER/FILE.")
+    for part in parts:
+        check_file_name(part, where=where)
+    return name

@@ -197,7 +197,6 @@ class Resident:
                     role=each.role,
                     is_reachable=each.is_reachable,
                     facts=each.facts,
-                    address=next(iter(each.addresses), None),
                 )
                 for each in self._known
             ),

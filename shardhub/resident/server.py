@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 import grpc
 import grpc.aio
@@ -19,11 +20,7 @@ from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
 from shardhub.wire.parser import Parser
 from shardhub.wire.ports import bind
 from shardhub.wire.secure import trust_handler
-from shardhub.wire.shardhub_pb2_grpc import (
-    FilesServicer,
-    add_FilesServicer_to_server,
-    add_ResidentServicer_to_server,
-)
+from shardhub.wire.shardhub_pb2_grpc import add_ResidentServicer_to_server
 
 SERVICE = "shardhub.v1.Resident"
 # Calls that run when the resident ends, such as an order that is being taken.
@@ -57,18 +54,17 @@ class ResidentServer:
         self._keeper: asyncio.Task[None] | None = None
         self.port = bind(self._server, host, port, trust)
 
-    async def start(self, resident: Resident, files: FilesServicer | None = None) -> None:
+    async def start(self, resident: Resident, more: Iterable[Callable[[grpc.aio.Server], None]] = ()) -> None:
         """Answer calls.
 
         Args:
-            resident: The machine's.
-            files: Hands weight files of its cache to other machines.
+            more: Add further services to the server.
         """
         self._servicer = MachineServicer(resident)
         add_ResidentServicer_to_server(self._servicer, self._server)
-        if files is not None:
-            add_FilesServicer_to_server(files, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for add_to in more:
+            add_to(self._server)
         if self._trust is not None:
             self._server.add_generic_rpc_handlers((trust_handler(self._trust),))
             self._keeper = asyncio.create_task(keep(self._trust))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardhub.errors import FormatError
+from shardhub.resident.words import switch
 
 UNIT = "shardhub-resident.service"
 LABEL = "dev.shardhub.resident"
@@ -122,7 +123,7 @@ def systemd_installation(service: Service, *, is_system: bool, units: Path, user
         units: The folder of units of that manager.
         user: Who installs it.
     """
-    manager = ("systemctl",) if is_system else ("systemctl", "--user")
+    manager = ("systemctl", *switch("user", not is_system))
     # A user's manager ends with the last session and starts with the first, unless it lingers.
     linger = () if is_system else (("loginctl", "enable-linger", user),)
     return Installation(

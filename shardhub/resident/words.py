@@ -20,14 +20,12 @@ class NodeOptions:
         tls: Folder of certificates that was named; None leaves it to the default.
         insecure_lan: Listen off loopback without TLS.
         more: Further words of `shardhub serve`.
-        neighbours: Returns addresses of residents, which are asked for weight files before a Hub is.
     """
 
     host: str = "127.0.0.1"
     tls: Path | None = None
     insecure_lan: bool = False
     more: tuple[str, ...] = ()
-    neighbours: Callable[[], Sequence[str]] = tuple
 
 
 def node_words(order: NodeOrder, options: NodeOptions, handed_on: Callable[[str], Path]) -> Sequence[str]:
@@ -43,16 +41,25 @@ def node_words(order: NodeOrder, options: NodeOptions, handed_on: Callable[[str]
     if place is None:
         raise FormatError(f"The order for {order.pipeline} names no place.")
     first, last = order.shards
-    words = ["serve", place, "--stages", str(first) if first == last else f"{first}-{last}"]
-    words += ["--host", options.host, "--port", "0", "--max-sessions", str(capacity.max_sessions)]
-    if capacity.context is not None:
-        words += ["--context", str(capacity.context)]
-    if capacity.kv_bits is not None:
-        words += ["--kv-bits", str(capacity.kv_bits)]
-    if options.tls is not None:
-        words += ["--tls", str(options.tls)]
-    if options.insecure_lan:
-        words.append("--insecure-lan")
-    for address in options.neighbours():
-        words += ["--neighbour", address]
+    words = [
+        *("serve", place),
+        *option("stages", first if first == last else f"{first}-{last}"),
+        *option("host", options.host),
+        *option("port", 0),
+        *option("max-sessions", capacity.max_sessions),
+        *option("context", capacity.context),
+        *option("kv-bits", capacity.kv_bits),
+        *option("tls", options.tls),
+        *switch("insecure-lan", options.insecure_lan),
+    ]
     return [*words, *options.more]
+
+
+def option(name: str, value: object) -> tuple[str, ...]:
+    """An option of a command; no words if it has no value."""
+    return () if value is None else (f"--{name}", str(value))
+
+
+def switch(name: str, is_on: bool) -> tuple[str, ...]:
+    """An option without a value."""
+    return (f"--{name}",) if is_on else ()

@@ -25,6 +25,7 @@ from shardhub.parity import numeric_class
 from shardhub.regular_files import read_file
 from shardhub.resident.machine import MAX_ADDRESSES, MachineFacts, Report, Speed
 from shardhub.resident.records import process_bytes
+from shardhub.resident.words import switch
 from shardhub.version import __version__
 from shardhub.whole_files import write_whole
 
@@ -134,7 +135,7 @@ class MachineGauge:
         """
         if self._measured is not None:
             return
-        command = [sys.executable, "-m", "shardhub", "resident", "measure", "--json"]
+        command = [sys.executable, "-m", "shardhub", "resident", "measure", *switch("json", True)]
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
         )

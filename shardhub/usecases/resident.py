@@ -19,19 +19,19 @@ from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach
 from shardhub.naming import RESIDENT_PORT
-from shardhub.node.file_servicer import FileServicer, Sharing
 from shardhub.resident.gossip import USUAL_PACE, Pace
-from shardhub.resident.link import MESSAGE_BYTES, GrpcResidents
+from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
 from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
 from shardhub.resident.resident import Resident
 from shardhub.resident.server import ResidentServer
-from shardhub.resident.words import NodeOptions, node_words
+from shardhub.resident.words import NodeOptions, node_words, option, switch
 from shardhub.security.certificates import Role, check_name
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster_place import ClusterPlace, MachineFile, own_name, write_machine
 from shardhub.usecases.gauge import MachineGauge
+from shardhub.usecases.resident_files import ResidentFiles
 from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.version import __version__
 
@@ -150,7 +150,6 @@ async def _run(
         tls=settings.place.named_tls if trust is not None else None,
         insecure_lan=settings.insecure_lan,
         more=settings.node_options,
-        neighbours=lambda: [sight.address for sight in resident.sights if sight.is_reachable and sight.address],
     )
     nodes = Nodes(
         name, folder.nodes, lambda order: node_words(order, options, folder.manifest_folder), SystemLauncher()
@@ -165,10 +164,13 @@ async def _run(
     dialer = GrpcResidents(Security(trust=trust, everywhere=trust is not None, insecure_lan=settings.insecure_lan))
     resident = Resident(gauge, folder, nodes, dialer, pace=settings.pace)
     running = RunningResident(name=name, address=str(Address(host, server.port)), resident=resident, trust=trust)
-    sharing = Sharing(cache=Cache())
-    await server.start(resident, FileServicer(sharing, message_bytes=MESSAGE_BYTES))
+    files = ResidentFiles(Cache(None))
+    await server.start(resident, [files.add_to])
     resident.start(settings.seeds)
-    beside = [asyncio.create_task(_keep_logs_short(folder.log, nodes))]
+    beside = [
+        asyncio.create_task(_keep_logs_short(folder.log, nodes)),
+        asyncio.create_task(files.follow(resident)),
+    ]
     if settings.is_measured:
         beside.append(asyncio.create_task(gauge.measure(resident.changed)))
     try:
@@ -322,16 +324,14 @@ def _environment(place: ClusterPlace) -> dict[str, str]:
 
 def resident_words(settings: ResidentSettings) -> list[str]:
     """The command that runs a resident with these settings, without the program."""
-    words = ["resident", "run", "--port", str(settings.port)]
-    if settings.name is not None:
-        words += ["--name", settings.name]
-    if settings.host is not None:
-        words += ["--host", settings.host]
-    if settings.insecure_lan:
-        words.append("--insecure-lan")
-    for seed in settings.seeds:
-        words += ["--seed", seed]
-    return words
+    return [
+        *("resident", "run"),
+        *option("port", settings.port),
+        *option("name", settings.name),
+        *option("host", settings.host),
+        *switch("insecure-lan", settings.insecure_lan),
+        *(word for seed in settings.seeds for word in option("seed", seed)),
+    ]
 
 
 def stop_resident(place: ClusterPlace, *, keep_nodes: bool = False) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import shutil
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from shardhub.errors import AccessError, NodeFailure, UsageError
 from shardhub.resident.units import (
@@ -62,7 +63,7 @@ class ServiceManager:
 
 def this_manager() -> ServiceManager:
     """The service manager of this machine, for the user who runs this, or who ran `sudo`."""
-    user = os.environ.get("SUDO_USER") or getpass.getuser()
+    user = os.environ.get("SUDO_USER") or psutil.Process().username()
     is_root = os.geteuid() == 0
     home = Path(f"~{user}").expanduser() if is_root else Path.home()
     return ServiceManager(system=platform.system(), is_root=is_root, user=user, home=home)

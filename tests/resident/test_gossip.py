@@ -119,21 +119,28 @@ async def test_documents_travel_with_an_order(tmp_path):
     """A pipeline that is published nowhere is handed on, checked, and kept until it is not ordered any more."""
     folder = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,)).folder
     pipeline = read_pipeline(folder)
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    documents = [HandedDocument(name=path.name, data=path.read_bytes()) for path in files]
+    shards = (folder.parent / place for place in ("m-shard-0", "m-shard-1"))
+    files = [path for path in (*folder.iterdir(), *(shard / "stage.json" for shard in shards)) if path.is_file()]
+    documents = [
+        HandedDocument(name=path.relative_to(folder.parent).as_posix(), data=path.read_bytes()) for path in files
+    ]
+    outside = HandedDocument(name="../../escape", data=b"")
     given = {"pipeline_id": pipeline.manifest.pipeline_id, "place": HANDED_ON}
     network = Network()
     box, mini = (Machine(network, tmp_path, name) for name in ("box", "mini"))
     async with running(box, mini, seeds=("box:50047",)):
-        with pytest.raises(FormatError, match="lack"):
+        with pytest.raises(FormatError, match="have 0 files"):
             box.resident.want(order("box", **given))
         with pytest.raises(FormatError, match="another pipeline"):
             box.resident.want(order("box", documents=documents, **(given | {"pipeline_id": "b" * 64})))
+        with pytest.raises(FormatError, match="neither FILE nor"):
+            box.resident.want(order("box", documents=(*documents, outside), **given))
         assert box.orders == {}
         box.resident.want(order("box", documents=documents, **given))
         await until(holds(lambda: "pipe" in mini.orders))
         kept = ClusterFolder(tmp_path / "mini").manifest_folder(pipeline.manifest.pipeline_id)
         assert read_pipeline(kept).manifest == pipeline.manifest
+        assert len(list(kept.parent.glob("*/stage.json"))) == 2
         mini.resident.want(Order(deployment=Deployment(name="pipe", counter=2, member="mini")))
         await until(holds(lambda: box.orders == {"pipe": (2, "mini")}))
         assert not kept.exists()

@@ -15,6 +15,7 @@ from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
 from shardhub.cli.options import Tls
 from shardhub.cli.run import error_record
+from shardhub.cli.run import run as carry_out
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import RESIDENT_PORT
@@ -185,9 +186,8 @@ def measure(output: Output) -> int:
         return 0
     print(f"{measured.chip} ({measured.backend})")
     print(f"nodes may take {size_text(measured.budget_bytes)}")
-    print(
-        f"reads weights at {measured.read_bytes_per_s / 1e9:.3g} GB/s, and takes {measured.step_s * 1000:.3g} ms a step"
-    )
+    print(f"reads weights at {size_text(int(measured.read_bytes_per_s))}/s")
+    print(f"takes {measured.step_s * 1000:.3g} ms a step beside reading")
     return 0
 
 
@@ -257,9 +257,19 @@ def _log_with_dates(*, is_debugging: bool) -> None:
 
 
 resident_app = make_group(
-    "resident", "The process that stays on a machine of a cluster, and starts and ends its nodes."
+    "resident",
+    "The process that stays on a machine of a cluster, and starts and ends its nodes; without a command, runs it here.",
+    no_args_is_help=False,
+    invoke_without_command=True,
 )
 RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, install, uninstall, measure)
 for command in RESIDENT_COMMANDS:
     resident_app.command(cls=Command)(flattened(command))
 resident_app.command("read-files", cls=Command, hidden=True)(flattened(read_files))
+
+
+@resident_app.callback()
+def foreground(context: typer.Context) -> None:
+    """Run the resident here, if no command is given."""
+    if context.invoked_subcommand is None:
+        carry_out(lambda: run(ResidentFlags(), Output()))
