@@ -66,4 +66,5 @@ class ServedPipelineFlags(PipelineFlags):
         from shardhub.usecases.cluster_place import ClusterPlace
         from shardhub.usecases.served import choose_served
 
-        return choose_served(self.model, ClusterPlace(tls=tls)).pipeline
+        example = f"shardhub {command} ORG/MODEL-pipeline"
+        return choose_served(self.model, ClusterPlace(tls=tls), example=example).pipeline

@@ -33,12 +33,15 @@ class ChosenPipeline:
     pipeline: str
 
 
-def choose_served(name: str | None = None, place: ClusterPlace | None = None) -> ChosenPipeline:
+def choose_served(
+    name: str | None = None, place: ClusterPlace | None = None, *, example: str = "ORG/MODEL-pipeline"
+) -> ChosenPipeline:
     """Choose a pipeline that is up: that of a name, or the only one.
 
     Args:
         name: Its name in the cluster.
         place: The folders of this machine's state and certificates.
+        example: How a pipeline is named instead, for messages.
 
     Raises:
         UsageError: No pipeline was named, and none or several are up; or it is not up.
@@ -52,7 +55,7 @@ def choose_served(name: str | None = None, place: ClusterPlace | None = None) ->
         raise UsageError(
             "No pipeline was given.",
             why=f"{error.what} So it is not known what is up in a cluster.",
-            hint="Give a folder or repo, such as ORG/MODEL-pipeline, or bring one up: shardhub up MODEL",
+            hint=f"Give one folder or repo, such as: {example}. Or bring one up: shardhub up MODEL",
         ) from error
     if name is None:
         if len(pipelines) != 1:

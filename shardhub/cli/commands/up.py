@@ -102,7 +102,9 @@ def up(
     output: Output,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL|PIPELINE", help="Hub id, URL or folder; without it, what fits is listed."),
+        typer.Argument(
+            metavar="MODEL", help="Model or pipeline: a Hub id, its URL, or a folder; without it, what fits is listed."
+        ),
     ] = None,
 ) -> int:
     """Bring a model up on the machines of the cluster, each with its own layers; without a model, list what fits."""
