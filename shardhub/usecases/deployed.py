@@ -51,11 +51,12 @@ def progress_of(node: ServedNode) -> MachineProgress:
     report = node.report
     if report is None:
         return MachineProgress(machine=node.machine, layers=(node.start, node.stop - 1), doing="no word yet")
-    waiting = {Phase.WAITING: "ended, and starts again soon", Phase.STOPPED: "ended"}
+    why = f" ({report.failure.what.rstrip('.')})" if report.failure is not None else ""
+    ended = {Phase.WAITING: f"ended{why}, and starts again soon", Phase.STOPPED: f"ended{why}"}
     return MachineProgress(
         machine=node.machine,
         layers=(node.start, node.stop - 1),
-        doing="ready" if report.is_ready else waiting.get(report.phase) or report.doing or "starts",
+        doing="ready" if report.is_ready else ended.get(report.phase) or report.doing or "starts",
         done_bytes=report.done_bytes,
         total_bytes=report.total_bytes,
         is_ready=report.is_ready,

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
 
+from shardhub.errors import Conflict, DoesNotFit, PlanError, UsageError
 from shardhub.hub.client import hub_api
 from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.resident.records import read_record
 from shardhub.usecases.answer import Sampling
 from shardhub.usecases.cluster import Cluster as OpenCluster
+from shardhub.usecases.cluster import ServedPipeline
 from shardhub.usecases.cluster_cut import ClusterCutSettings
 from shardhub.usecases.open_head import open_head
 from shardhub.usecases.served import choose_served
 from shardhub.usecases.start_head import HeadSettings
 from shardhub.usecases.up import Up, UpSettings, down, follow
 from shardhub.usecases.up_plan import PlacingSettings
+from tests import forks
 from tests.cut import tiny_model
 from tests.hub import faulty
 from tests.nodes import shardhub
@@ -136,6 +142,55 @@ def test_heads_need_no_address(cluster: OpenCluster, machines: list[ResidentProc
     assert json.loads(shown.stdout)["can_run"] is True
     listed = shardhub("ps", "--json", env=env)
     assert [node["machine"] for pipeline in json.loads(listed.stdout) for node in pipeline["nodes"]] == list(NAMES)
+
+
+def test_an_interrupted_up_orders_nothing_and_the_next_one_goes_on(
+    cluster: OpenCluster, machines: list[ResidentProcess], model: str
+) -> None:
+    """`up` is killed while machines read: nothing is served, and no process reads on."""
+    place = machines[1].place
+    env = {**os.environ, "SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
+    words = ["up", model, "--name", "killed", "--yes", *(word for each in THREE for word in ("--on", each))]
+    process = forks.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    lines = iter(process.stderr.readline, "")
+    assert any("checking that the chain" in line for line in lines)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    assert "killed" not in {pipeline.name for pipeline in cluster.pipelines()}
+    assert not any(node.pipeline == "killed" for machine in cluster.machines() for node in machine.nodes)
+
+
+def test_of_two_ups_at_once_one_holds_whole(cluster: OpenCluster, machines: list[ResidentProcess], model: str) -> None:
+    """Two members place one name in two ways: every machine follows the same order, and the other `up` says so."""
+    with machines[1].cluster() as other, ThreadPoolExecutor(2) as threads:
+        ways = [(cluster, THREE), (other, ("mini=0-3", "studio=4-5"))]
+        placed = [(each, Up(each, model, settings(*on, name="both"))) for each, on in ways]
+
+        def bring_up(pair: tuple[OpenCluster, Up]) -> ServedPipeline | Conflict:
+            try:
+                return follow(pair[0], pair[1].order())
+            except Conflict as error:
+                return error
+
+        ends = list(threads.map(bring_up, placed))
+    (won,) = [end for end in ends if not isinstance(end, Conflict)]
+    (shown,) = [pipeline for pipeline in cluster.pipelines() if pipeline.name == "both"]
+    assert shown.deployment == won.deployment
+    down(cluster, "both")
+
+
+def test_what_cannot_be_placed_is_refused(cluster: OpenCluster, model: str, tmp_path: Path) -> None:
+    """Too many replicas, an unknown machine, layers that are not there, and a name that is not up."""
+    with pytest.raises(DoesNotFit, match="4 times"):
+        Up(cluster, model, UpSettings(placing=PlacingSettings(replicas=4)))
+    with pytest.raises(PlanError, match="attic"):
+        Up(cluster, model, settings("attic=0-1"))
+    with pytest.raises(UsageError, match="out of range"):
+        Up(cluster, model, settings("box=0-9"))
+    with pytest.raises(UsageError, match="is not up"):
+        down(cluster, "nothing")
 
 
 def test_a_stage_of_a_dead_machine_is_served_by_another_and_the_answer_goes_on(
