@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -18,8 +17,10 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import CertificateRefused, NodeUnreachable, ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.known import KnownMachines
-from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts, MeasuredLink
+from shardhub.resident.link_meter import LinkMeter
+from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts
 from shardhub.resident.order import Order
+from shardhub.resident.pace import USUAL_PACE, Pace
 from shardhub.resident.reach import reach
 from shardhub.seldom import Seldom
 
@@ -28,31 +29,6 @@ log = logging.getLogger(__name__)
 # Addresses that may lead to a machine are tried so many at once; more that are suggested meanwhile are left out, as
 # they come from a network that nobody vouches for.
 _TRIED_AT_ONCE, _MOST_SUGGESTED = 8, 64
-# Of a machine's addresses, those that are measured.
-_MOST_MEASURED = 8
-_NUM_PROBES = 5
-# Takes 0.04 s at 1 Gbit/s.
-_PAYLOAD_BYTES = 4 << 20
-# Another address is preferred only if it is faster by more than measurements differ.
-_FASTER = 1.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How often residents speak, in seconds.
-
-    Attributes:
-        every_s: Between two introductions.
-        again_s: Until a machine that does not answer, or a seed, is called again.
-        measure_s: Between two measurements of a link.
-    """
-
-    every_s: float = 3.0
-    again_s: float = 3.0
-    measure_s: float = 600.0
-
-
-USUAL_PACE = Pace()
 
 
 class Told(Protocol):
@@ -106,7 +82,8 @@ class Gossip:
         self._suggested: dict[str, asyncio.Task[bool]] = {}
         self._seeds: list[asyncio.Task[None]] = []
         self._trying = asyncio.Semaphore(_TRIED_AT_ONCE)
-        self._measuring = asyncio.Lock()
+        self._meter = LinkMeter(known, dialer, resident.changed, pace, clock)
+        self._metering: list[asyncio.Task[None]] = []
         self._remarks = Seldom(log)
 
     def start(self, seeds: Iterable[str] = ()) -> None:
@@ -120,6 +97,7 @@ class Gossip:
             if name not in self._company:
                 self._news[name] = asyncio.Event()
                 self._company[name] = asyncio.create_task(self._keep_company(name))
+                self._metering.append(asyncio.create_task(self._meter.keep_measured(name)))
 
     def suggest(self, addresses: Iterable[str]) -> None:
         """Look whether machines of this cluster answer at addresses, of which anybody may have told."""
@@ -144,7 +122,7 @@ class Gossip:
 
     async def close(self) -> None:
         """End."""
-        tasks = [*self._company.values(), *self._suggested.values(), *self._seeds]
+        tasks = [*self._company.values(), *self._metering, *self._suggested.values(), *self._seeds]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,22 +165,18 @@ class Gossip:
                 await self._pause(news, self._pace.again_s)
 
     async def _speak(self, name: str, link: ResidentLink, news: asyncio.Event) -> None:
-        measure_at = self._clock.now()
+        known = self._known.get(name)
+        measured = None if known is None else known.link
         while True:
             news.clear()
             if (heard := await self._exchange(link)) != name:
                 raise NodeUnreachable(f"{heard} answers at {link.address}.", why=f"It was an address of {name}.")
-            before = self._known.get(name)
-            self._known.reached(name, link.address)
-            if before is None or not before.is_reachable:
+            if self._known.reached(name, link.address):
                 log.info("%s is reached at %s", name, link.address)
                 self._resident.changed()
-            if self._clock.now() >= measure_at:
-                measure_at = self._clock.now() + self._pace.measure_s
-                await self._measure(name, link)
-                known = self._known.get(name)
-                if known is not None and known.addresses[0] != link.address:
-                    return  # the next link takes the faster address
+            known = self._known.get(name)
+            if known is not None and known.link not in (None, measured) and known.addresses[0] != link.address:
+                return  # another address was measured meanwhile, and is faster
             await self._pause(news, self._pace.every_s)
 
     async def _exchange(self, link: ResidentLink) -> str:
@@ -232,49 +206,15 @@ class Gossip:
             addresses: Where it was met.
         """
         now = self._clock.date()
-        before = [(each.name, each.addresses) for each in self._known]
-        is_new = self._known.met(said.facts, addresses, said_at=said.at, now=now)
+        before = self._known.to_remember
+        is_new = self._known.met(said, addresses, now=now)
         names = self._known.hear(said.members, now=now)
         self.accompany([*([said.facts.name] if is_new else []), *names])
-        if [(each.name, each.addresses) for each in self._known] != before:
+        if self._known.to_remember != before:
             self._keep_members()
             self._resident.changed()
             if is_new or names:
                 self.tell()
-
-    async def _measure(self, name: str, link: ResidentLink) -> None:
-        """Measure a machine's addresses, and prefer the fastest."""
-        known = self._known.get(name)
-        if known is None:
-            return
-        async with self._measuring:
-            best = await self._measured(name, link)
-            for address in known.addresses[:_MOST_MEASURED]:
-                if address == link.address:
-                    continue
-                with suppress(ShardhubError):
-                    other = await self._dialer.dial(address)
-                    try:
-                        if other.name in (None, name):
-                            measured = await self._measured(name, other)
-                            best = measured if measured.bytes_per_s > _FASTER * best.bytes_per_s else best
-                    finally:
-                        await other.close()
-        self._known.measured(name, best)
-        self._resident.changed()
-
-    async def _measured(self, name: str, link: ResidentLink) -> MeasuredLink:
-        await link.probe(b"")
-        round_trip_s = min([await self._timed(link, b"") for _ in range(_NUM_PROBES)])
-        payload = bytes(_PAYLOAD_BYTES)
-        took_s = min([await self._timed(link, payload) for _ in range(2)])
-        rate = _PAYLOAD_BYTES / max(took_s - round_trip_s, 1e-6)
-        return MeasuredLink(machine=name, address=link.address, round_trip_s=round_trip_s, bytes_per_s=rate)
-
-    async def _timed(self, link: ResidentLink, payload: bytes) -> float:
-        began_at = self._clock.now()
-        await link.probe(payload)
-        return self._clock.now() - began_at
 
     def _lost(self, name: str, error: ShardhubError) -> None:
         known = self._known.get(name)

@@ -43,14 +43,20 @@ class ClusterFolder:
 
     Args:
         path: Made if it is missing; only its owner may read it.
+
+    Raises:
+        ResourceError: It cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._deployments = path / "deployments"
         self._manifests = path / "manifests"
-        for folder in (path, self._deployments, self._manifests):
-            folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        try:
+            for folder in (path, self._deployments, self._manifests):
+                folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_kept("The state of this machine", path, error) from error
 
     @property
     def nodes(self) -> Path:
@@ -93,7 +99,7 @@ class ClusterFolder:
                 self._keep_documents(deployment.pipeline_id, order.documents)
             write_whole(self._deployments / f"{deployment.name}.json", encode(deployment), mode=0o600)
         except OSError as error:
-            raise _not_kept(f"The order for {deployment.name}", self.path, error) from error
+            raise not_kept(f"The order for {deployment.name}", self.path, error) from error
 
     def order(self, deployment: Deployment) -> Order | None:
         """A kept order with its documents; None if they cannot be read."""
@@ -133,7 +139,7 @@ class ClusterFolder:
         try:
             write_whole(self.path / _MEMBERS_FILE, encode(MembersFile(members=tuple(members))), mode=0o600)
         except OSError as error:
-            log.warning("%s", _not_kept("The list of members", self.path, error))
+            log.warning("%s", not_kept("The list of members", self.path, error))
 
     def _keep_documents(self, pipeline_id: str, documents: Iterable[HandedDocument]) -> None:
         for document in documents:
@@ -150,12 +156,13 @@ class ClusterFolder:
             return None
 
 
-def _not_kept(what: str, folder: Path, error: OSError) -> ResourceError:
+def not_kept(what: str, folder: Path, error: OSError) -> ResourceError:
+    """The error for something that could not be written to a folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
             f"{what} was not kept: the disk is full.",
             why=f"{folder} cannot be written.",
-            hint="Make room there (`shardhub prune` frees the cache), and give the order again.",
+            hint="Make room there (`shardhub prune` frees the cache), and do the same again.",
         )
     return ResourceError(
         f"{what} was not kept.", why=f"{folder}: {error.strerror}.", hint="Make that folder writable for this user."

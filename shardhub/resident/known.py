@@ -8,7 +8,7 @@ from typing import Literal
 
 from shardhub.errors import ShardhubError
 from shardhub.placing.cluster import MAX_MACHINES
-from shardhub.resident.machine import MAX_ADDRESSES, KnownMachine, MachineFacts, MeasuredLink
+from shardhub.resident.machine import MAX_ADDRESSES, Introduction, KnownMachine, MachineFacts, MeasuredLink, NodeReport
 
 # A clock that differs by more is worth a remark: certificates are valid from an hour before they are made.
 _CLOCK_DIFFERENCE_S = 60.0
@@ -22,7 +22,7 @@ class Acquaintance:
     Attributes:
         addresses: Where it may be reached, the best one first.
         seen_at: When somebody of the cluster last heard of it, on this machine's wall clock.
-        facts: What it said of itself last; None if it never did to this machine.
+        facts, nodes: What it said of itself last; None if it never did to this machine.
         is_reachable: Whether it answered when it was last called.
         trouble: Why it does not, if so.
         link: What was measured to it.
@@ -34,6 +34,7 @@ class Acquaintance:
     addresses: tuple[str, ...] = ()
     seen_at: float = 0.0
     facts: MachineFacts | None = None
+    nodes: tuple[NodeReport, ...] = ()
     is_reachable: bool = False
     trouble: str = ""
     link: MeasuredLink | None = None
@@ -49,6 +50,7 @@ class Acquaintance:
             is_reachable=self.is_reachable,
             trouble=self.trouble,
             facts=self.facts,
+            nodes=self.nodes,
         )
 
 
@@ -65,7 +67,12 @@ class KnownMachines:
         self._by_name: dict[str, Acquaintance] = {}
         for each in kept:
             self._by_name[each.name] = Acquaintance(
-                name=each.name, role=each.role, addresses=each.addresses, seen_at=each.seen_at, facts=each.facts
+                name=each.name,
+                role=each.role,
+                addresses=each.addresses,
+                seen_at=each.seen_at,
+                facts=each.facts,
+                nodes=each.nodes,
             )
 
     def __iter__(self) -> Iterator[Acquaintance]:
@@ -76,14 +83,14 @@ class KnownMachines:
         """A machine; None if it is not known."""
         return self._by_name.get(name)
 
-    def met(self, facts: MachineFacts, addresses: Sequence[str], *, said_at: float, now: float) -> bool:
+    def met(self, said: Introduction, addresses: Sequence[str], *, now: float) -> bool:
         """A machine has spoken for itself; returns whether it was unknown.
 
         Args:
-            facts: What it says of itself.
             addresses: Where it was met.
-            said_at, now: Its wall clock, and this machine's.
+            now: This machine's wall clock.
         """
+        facts = said.facts
         known = self._by_name.get(facts.name)
         if known is None and (facts.name == self._own or len(self._by_name) >= MAX_MACHINES):
             return False
@@ -92,16 +99,23 @@ class KnownMachines:
         used = before.addresses[:1] if before.is_reachable else ()
         merged = _merged(used, addresses, facts.addresses, before.addresses)
         self._by_name[facts.name] = replace(
-            before, role=facts.role, addresses=merged, seen_at=now, facts=facts, clock_difference_s=said_at - now
+            before,
+            role=facts.role,
+            addresses=merged,
+            seen_at=now,
+            facts=facts,
+            nodes=said.nodes,
+            clock_difference_s=said.at - now,
         )
         return known is None
 
-    def reached(self, name: str, address: str) -> None:
-        """A machine has answered at an address."""
+    def reached(self, name: str, address: str) -> bool:
+        """A machine has answered at an address; returns whether it did not answer before."""
         known = self._by_name[name]
-        self._by_name[name] = replace(
-            known, is_reachable=True, trouble="", addresses=_merged((address,), known.addresses)
-        )
+        if not known.is_reachable:
+            merged = _merged((address,), known.addresses)
+            self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=merged)
+        return not known.is_reachable
 
     def lost(self, name: str, error: ShardhubError) -> None:
         """A machine answers at none of its addresses."""
@@ -128,6 +142,11 @@ class KnownMachines:
                 addresses=_merged(known.addresses, each.addresses),
             )
         return new
+
+    @property
+    def to_remember(self) -> list[tuple[object, ...]]:
+        """What is worth writing to the disk when it changes: where machines and their nodes are."""
+        return [(each.name, each.addresses, [(node.pipeline, node.address) for node in each.nodes]) for each in self]
 
     @property
     def links(self) -> tuple[MeasuredLink, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from shardhub.errors import ShardhubError
+from shardhub.errors import NodeUnreachable, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.calls import ResidentLink
 from shardhub.resident.deployments import Deployment
@@ -43,7 +43,10 @@ class GrpcResidents:
 
     async def dial(self, address: str) -> ResidentLink:
         """Connect to a resident; see `ResidentDialer.dial`."""
-        opened = await open_channel(address, self._security, client_options(MESSAGE_BYTES, self._liveness))
+        try:
+            opened = await open_channel(address, self._security, client_options(MESSAGE_BYTES, self._liveness))
+        except NodeUnreachable as error:
+            raise _of_a_resident(error, address) from error
         link = GrpcResidentLink(address, opened)
         if opened.peer is None:
             try:
@@ -142,7 +145,20 @@ class GrpcResidentLink:
             self._opened.trust.check(self._opened.peer)
 
     async def _explained(self, error: grpc.aio.AioRpcError, doing: str) -> ShardhubError:
-        return await self._opened.explain(from_rpc(error, peer=self._address, doing=doing))
+        explained = await self._opened.explain(from_rpc(error, peer=self._address, doing=doing))
+        return _of_a_resident(explained, self._address)
+
+
+def _of_a_resident(error: ShardhubError, address: str) -> ShardhubError:
+    """An error of a call, or one that speaks of a resident instead of a node if nothing answers."""
+    speaks_of_a_node = not error.hint or "`shardhub serve`" in error.hint
+    if type(error) is not NodeUnreachable or not speaks_of_a_node:
+        return error
+    return NodeUnreachable(
+        f"No resident answers at {address}.",
+        why=error.why,
+        hint="Check that it runs there (`shardhub resident status`), and that the machine can be reached.",
+    )
 
 
 def want_message(order: Order) -> pb.WantRequest:

@@ -179,7 +179,7 @@ class KnownMachine(Report):
         seen_at: When somebody of the cluster last heard of it.
         is_reachable: Whether the resident that says this reaches it now.
         trouble: Why it does not, if so.
-        facts: What it said of itself last.
+        facts, nodes: What it said of itself last.
     """
 
     name: MachineName
@@ -189,6 +189,7 @@ class KnownMachine(Report):
     is_reachable: bool = False
     trouble: Text = ""
     facts: MachineFacts | None = None
+    nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
 
 
 class MachineState(Report):
@@ -247,7 +248,7 @@ class Introduction(Report):
 
     Attributes:
         at: When it was said.
-        facts: The sender.
+        facts, nodes: The sender, and its nodes.
         members: The others that it knows.
         orders: The orders that it knows.
     """
@@ -256,6 +257,7 @@ class Introduction(Report):
     format_version: Literal[1] = 1
     at: Date
     facts: MachineFacts
+    nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
     members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
     orders: KnownOrders = KnownOrders()
 

@@ -278,7 +278,9 @@ class _KeptNode:
         ready_at = None
         known = read_record(self._record)
         self._running = self._launcher.take_over(known) if known is not None else None
-        if self._running is None:
+        if self._running is not None:
+            log.info("%s is taken over: process %d serves on", self.status.order.key, self._running.pid)
+        else:
             self._running = self._launcher.start(self._words, record=self._record, log=self._log)
             self._set(phase=Phase.STARTING, record=None, num_starts=self.status.num_starts + 1)
         while True:

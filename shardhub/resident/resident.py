@@ -12,7 +12,7 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import NotFound, Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
 from shardhub.resident.deployments import MAX_DEPLOYMENTS, Deployment
-from shardhub.resident.gossip import USUAL_PACE, Gossip, Pace
+from shardhub.resident.gossip import Gossip
 from shardhub.resident.healer import Healer
 from shardhub.resident.healing import Sight
 from shardhub.resident.kept import ClusterFolder
@@ -22,11 +22,13 @@ from shardhub.resident.machine import (
     KnownOrders,
     MachineFacts,
     MachineState,
+    NodeReport,
     known_orders,
     report_of,
 )
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.order import Order
+from shardhub.resident.pace import USUAL_PACE, Pace
 from shardhub.resident.records import process_bytes
 
 log = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ class Resident:
         return MachineState(
             at=self._clock.date(),
             facts=facts,
-            nodes=tuple(report_of(status) for status in self._nodes.statuses),
+            nodes=self._reports(),
             orders=tuple(self._deployments),
             members=tuple(each.as_document() for each in self._known),
             remarks=(*self._known.remarks(facts), *self._healer.remarks),
@@ -182,8 +184,16 @@ class Resident:
 
     def introduction(self) -> Introduction:
         """What is told to others."""
-        members = (each.as_document().model_copy(update={"facts": None, "trouble": ""}) for each in self._known)
-        return Introduction(at=self._clock.date(), facts=self.facts, members=tuple(members), orders=self._orders())
+        members = (
+            each.as_document().model_copy(update={"facts": None, "nodes": (), "trouble": ""}) for each in self._known
+        )
+        return Introduction(
+            at=self._clock.date(),
+            facts=self.facts,
+            nodes=self._reports(),
+            members=tuple(members),
+            orders=self._orders(),
+        )
 
     @property
     def sights(self) -> tuple[Sight, ...]:
@@ -242,6 +252,9 @@ class Resident:
         self._gossip.tell()
         self.changed()
         return True
+
+    def _reports(self) -> tuple[NodeReport, ...]:
+        return tuple(report_of(status) for status in self._nodes.statuses)
 
     def _orders(self) -> KnownOrders:
         return known_orders(self._deployments.orders())

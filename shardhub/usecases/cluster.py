@@ -66,8 +66,10 @@ class ClusterMachine:
 
     @property
     def nodes(self) -> tuple[NodeReport, ...]:
-        """Its nodes; none if it does not answer."""
-        return () if self.state is None else self.state.nodes
+        """Its nodes, as it said last: they may live on where its resident has ended."""
+        if self.state is not None:
+            return self.state.nodes
+        return () if self.known is None else self.known.nodes
 
     def address_of(self, node: NodeReport) -> str | None:
         """HOST:PORT where a node of it answers heads of this machine; None before it is ready."""
@@ -86,8 +88,9 @@ class ServedNode:
 
     Attributes:
         machine: Name of its machine.
-        address: HOST:PORT where it answers; None before it is ready.
-        report: What its resident says; None if the machine does not answer, or has not begun.
+        address: HOST:PORT where it answers, or did when its machine was last heard of; None before it is ready.
+        report: What its resident said last; None if it has not begun.
+        is_reachable: Whether its machine answers.
     """
 
     machine: str
@@ -96,6 +99,12 @@ class ServedNode:
     replica: int
     address: str | None = None
     report: NodeReport | None = None
+    is_reachable: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers heads, and its machine says so now."""
+        return self.address is not None and self.is_reachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +128,11 @@ class ServedPipeline:
     def is_ready(self) -> bool:
         """Whether all nodes of one of its chains answer."""
         replicas = {node.replica for node in self.nodes}
-        return any(
-            all(node.address is not None for node in self.nodes if node.replica == replica) for replica in replicas
-        )
+        return any(all(node.is_ready for node in self.nodes if node.replica == replica) for replica in replicas)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where its nodes answer."""
+        """Where its nodes answer, or did when their machines were last heard of."""
         return tuple(node.address for node in self.nodes if node.address is not None)
 
 
@@ -166,6 +173,7 @@ def _nodes_of(
                 replica=each.replica,
                 address=None if machine is None or report is None else machine.address_of(report),
                 report=report,
+                is_reachable=machine is not None and machine.is_reachable,
             )
         )
     return tuple(nodes)
@@ -261,10 +269,11 @@ class Cluster:
     def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
         """All machines, now and after each change, at most five times a second each; never ends by itself."""
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        states: dict[str, MachineState | None] = {}
+        machines = self.machines()
+        states = {"" if machine.is_own else machine.name: machine.state for machine in machines}
         watching = self._loop.submit(self._watch_all(states, changes))
         try:
-            yield self.machines()
+            yield machines
             while True:
                 self._wait_for(changes, watching)
                 yield _joined(states)

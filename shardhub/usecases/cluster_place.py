@@ -16,7 +16,7 @@ from shardhub.listening import is_unspecified
 from shardhub.manifest import decode, encode
 from shardhub.regular_files import read_file
 from shardhub.resident.deployments import MachineName
-from shardhub.resident.kept import ClusterFolder
+from shardhub.resident.kept import ClusterFolder, not_kept
 from shardhub.resident.machine import Report
 from shardhub.resident.records import NodeState, read_record
 from shardhub.security.certificates import Role
@@ -92,9 +92,12 @@ def write_machine(folder: ClusterFolder, machine: MachineFile) -> None:
     """Write what commands need to know of the resident.
 
     Raises:
-        OSError: The file cannot be written.
+        ResourceError: The file cannot be written.
     """
-    write_whole(folder.path / _MACHINE_FILE, encode(machine), mode=0o600)
+    try:
+        write_whole(folder.path / _MACHINE_FILE, encode(machine), mode=0o600)
+    except OSError as error:
+        raise not_kept("What commands need to know of the resident", folder.path, error) from error
 
 
 def read_machine(folder: ClusterFolder) -> MachineFile | None:

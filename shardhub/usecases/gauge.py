@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.errors import ShardhubError
+from shardhub.errors import ResourceError, ShardhubError
 from shardhub.hub.cache import default_cache
 from shardhub.manifest import NumericClass, ShortText, Size, decode, encode
 from shardhub.memory_limits import available_memory, installed_memory
@@ -60,15 +60,22 @@ class MeasuredMachine(Report):
     step_s: Speed
 
 
-def measure() -> MeasuredMachine:
-    """Measure this machine; loads MLX, and takes some seconds."""
+def measure(folder: Path) -> MeasuredMachine:
+    """Measure this machine, and keep the result for its resident; loads MLX, and takes some seconds.
+
+    Args:
+        folder: Where the resident keeps it.
+
+    Raises:
+        ResourceError: It cannot be kept.
+    """
     from shardhub.engine.host import host_facts
     from shardhub.model.memory import memory_budget
     from shardhub.selftest.speeds import measure_speeds
 
     host, budget = host_facts(), memory_budget()
     speeds = measure_speeds(budget)
-    return MeasuredMachine(
+    measured = MeasuredMachine(
         versions=measured_versions(),
         chip=(host["cpu"] or host["chip"])[:200],
         backend=host["backend"],
@@ -77,6 +84,13 @@ def measure() -> MeasuredMachine:
         read_bytes_per_s=speeds.read_gb_per_s * 1e9,
         step_s=speeds.step_ms / 1000,
     )
+    try:
+        write_whole(folder / MEASURED_FILE, encode(measured))
+    except OSError as error:
+        raise ResourceError(
+            "The measurement cannot be kept.", why=f"{folder / MEASURED_FILE}: {error.strerror}."
+        ) from error
+    return measured
 
 
 class MachineGauge:
@@ -107,7 +121,6 @@ class MachineGauge:
         self._cache = cache or default_cache()
         self._clock = clock
         self._read_at = float("-inf")
-        self._measured = self._kept()
         self._facts = MachineFacts(
             name=name,
             role=role,
@@ -133,31 +146,29 @@ class MachineGauge:
         Args:
             measured: Called when it is done.
         """
-        if self._measured is not None:
+        if self._kept() is not None:
             return
         command = [sys.executable, "-m", "shardhub", "resident", "measure", *switch("json", True)]
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
         )
         try:
             async with self._clock.timeout(_MEASURE_S):
-                output, _ = await process.communicate()
-            self._measured = decode(MeasuredMachine, output, where="`shardhub resident measure`")
-            write_whole(self._path, encode(self._measured))
-        except (TimeoutError, OSError, ShardhubError) as error:
-            log.warning("this machine could not be measured: %s", error)
+                if await process.wait():
+                    log.warning("this machine could not be measured: `shardhub resident measure` says why")
+        except TimeoutError:
+            log.warning("this machine was not measured within %.0f s", _MEASURE_S)
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        self._read_at = float("-inf")
         measured()
 
     def _read(self) -> dict[str, object]:
         held = sum(map(process_bytes, self._node_pids()))
         now = int(available_memory() * _FREE_SHARE) + held
-        measured = self._measured
+        measured = self._kept()
         most = int(self._facts.memory_bytes * _SHARE) if measured is None else measured.budget_bytes
         facts: dict[str, object] = {
             "budget_bytes": min(most, now),

@@ -19,9 +19,9 @@ from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach
 from shardhub.naming import RESIDENT_PORT
-from shardhub.resident.gossip import USUAL_PACE, Pace
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
+from shardhub.resident.pace import USUAL_PACE, Pace
 from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
 from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
 from shardhub.resident.resident import Resident

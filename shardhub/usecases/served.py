@@ -139,7 +139,7 @@ class ServedNodes:
                 raise RouteError("The pipeline is not up any more.", hint="Bring it up: shardhub up MODEL")
             if served.is_ready:
                 return served
-            missing = [node for node in served.nodes if node.address is None]
+            missing = [node for node in served.nodes if not node.is_ready]
             for node in missing:
                 raise_failure(node)
             lines = []

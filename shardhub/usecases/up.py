@@ -229,7 +229,7 @@ def follow(cluster: Cluster, deployment: Deployment, display: Display = lambda _
         display([progress_of(node) for node in served.nodes])
         for node in served.nodes:
             raise_failure(node)
-        if all(node.address is not None for node in served.nodes):
+        if all(node.is_ready for node in served.nodes):
             return served
     raise NodeFailure("This machine's resident has ended.", hint="Start it: shardhub resident start")
 

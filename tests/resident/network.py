@@ -7,16 +7,16 @@ from pathlib import Path
 
 from shardhub.errors import AccessError, NodeUnreachable
 from shardhub.resident.calls import ResidentLink
-from shardhub.resident.gossip import Pace
 from shardhub.resident.kept import ClusterFolder
-from shardhub.resident.machine import Introduction, KnownOrders, MachineFacts, MachineState
+from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineFacts, MachineState
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.order import Order
+from shardhub.resident.pace import Pace
 from shardhub.resident.processes import RunningNode
 from shardhub.resident.records import NodeRecord
 from shardhub.resident.resident import Resident
 
-QUICK = Pace(every_s=0.05, again_s=0.05)
+QUICK = Pace(every_s=0.05, again_s=0.05, payloads_s=0.0)
 
 
 class Network:
@@ -84,6 +84,11 @@ class Machine:
     def orders(self) -> dict[str, tuple[int, str]]:
         """The orders that it knows."""
         return {order.name: order.order for order in self.resident.state.orders}
+
+    def known(self, name: str) -> KnownMachine:
+        """What it knows of another one; nothing but the name at first."""
+        members = self.resident.state.members
+        return next((each for each in members if each.name == name), KnownMachine(name=name))
 
     @property
     def reached(self) -> set[str]:

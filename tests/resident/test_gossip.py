@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shardhub.errors import DiskFull, FormatError
+from shardhub.errors import DiskFull, FormatError, ResourceError
 from shardhub.resident.deployments import HANDED_ON, Assignment, Deployment
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.order import HandedDocument, Order
@@ -15,6 +15,12 @@ from tests import cut
 from tests.resident.network import Machine, Network
 from tests.security.loop import in_loop
 from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gossip")
+    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
 
 
 def order(member: str, counter: int = 1, *, name: str = "pipe", machine: str = "mini", documents=(), **given) -> Order:
@@ -89,11 +95,11 @@ async def test_a_machine_that_was_away_gets_what_it_missed(tmp_path):
     box, mini = (Machine(network, tmp_path, name) for name in ("box", "mini"))
     async with running(box, mini, seeds=("box:50047",)):
         box.resident.want(order("box"))
-        await until(holds(lambda: mini.orders == {"pipe": (1, "box")}))
+        await until(holds(lambda: [node.pipeline for node in box.known("mini").nodes] == ["pipe"]))
         await mini.stop()
         await until(holds(lambda: not box.reached))
-        (known,) = box.resident.state.members
-        assert (known.name, known.facts.name) == ("mini", "mini")
+        known = box.known("mini")
+        assert (known.facts.name, [node.pipeline for node in known.nodes]) == ("mini", ["pipe"])
         assert "No node answers" in known.trouble
         box.resident.want(order("box", 2, machine="box"))
         mini.start()
@@ -115,10 +121,9 @@ async def test_orders_come_from_members_only(tmp_path):
 
 
 @in_loop
-async def test_documents_travel_with_an_order(tmp_path):
+async def test_documents_travel_with_an_order(pipeline, tmp_path):
     """A pipeline that is published nowhere is handed on, checked, and kept until it is not ordered any more."""
-    folder = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,)).folder
-    pipeline = read_pipeline(folder)
+    folder = pipeline.folder
     shards = (folder.parent / place for place in ("m-shard-0", "m-shard-1"))
     files = [path for path in (*folder.iterdir(), *(shard / "stage.json" for shard in shards)) if path.is_file()]
     documents = [
@@ -186,6 +191,14 @@ def test_an_order_that_cannot_be_kept_is_refused(tmp_path, monkeypatch):
         folder.keep(order("box", 2))
     monkeypatch.undo()
     assert folder.deployments().orders() == {"pipe": (1, "box")}
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    """The error names the folder."""
+    (tmp_path / "cluster").write_text("")
+    with pytest.raises(ResourceError, match="The state of this machine was not kept") as caught:
+        ClusterFolder(tmp_path / "cluster")
+    assert str(tmp_path / "cluster") in caught.value.why
 
 
 def test_a_damaged_file_leaves_the_others(tmp_path):

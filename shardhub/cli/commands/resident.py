@@ -175,12 +175,12 @@ def logs(machine: PlaceFlags, output: Output) -> int:
     return 0
 
 
-def measure(output: Output) -> int:
-    """Measure this machine's memory and speed, as the resident does when it first starts."""
+def measure(machine: PlaceFlags, output: Output) -> int:
+    """Measure this machine's memory and speed again, while it has little else to do; the resident does so once."""
     from shardhub.manifest import encode
     from shardhub.usecases.gauge import measure as measure_machine
 
-    measured = measure_machine()
+    measured = measure_machine(machine.place().folder.path)
     if output.as_json:
         print(encode(measured).decode())
         return 0
