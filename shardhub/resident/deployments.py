@@ -155,7 +155,8 @@ class Deployment(Document):
     counter: Annotated[int, Field(ge=1, lt=1 << 53)]
     member: MachineName
     pipeline_id: Digest | None = None
-    place: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    # It becomes a word of a command: never an option of it.
+    place: Annotated[str, Field(pattern=r"^[^\x00-\x1f-][^\x00-\x1f]{0,4095}$")] | None = None
     capacity: Capacity = Capacity()
     borders: Annotated[tuple[Layer, ...], Field(max_length=MAX_STAGES + 1)] = ()
     assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_STAGES * MAX_REPLICAS)] = ()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
+from ipaddress import IPv6Address
 from typing import Any
 
+from shardhub.address import ip_of
 from shardhub.errors import AccessError, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.link import order_value, want_message
@@ -97,4 +99,8 @@ def _host_of(context: Any) -> str | None:
     if kind == "ipv6":
         # gRPC writes the brackets as %5B and %5D.
         host = host.removeprefix("%5B").removesuffix("%5D").strip("[]")
-    return host if kind in ("ipv4", "ipv6") and host else None
+    if kind not in ("ipv4", "ipv6") or not host:
+        return None
+    address = ip_of(host)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)

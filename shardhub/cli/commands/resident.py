@@ -223,7 +223,13 @@ def _show(status: ResidentStatus, output: Output, place: ClusterPlace | None = N
         f"The resident runs as process {status.pid}"
         + (f", at {status.address}." if status.address else ", and starts.")
     )
-    if place is not None and status.is_ready:
+    if place is None:
+        return
+    from shardhub.usecases.resident_service import installed_file
+
+    service = installed_file()
+    note(f"It starts with this machine: {service}" if service else "It ends when this machine is rebooted.")
+    if status.is_ready:
         _show_machine(place)
 
 
