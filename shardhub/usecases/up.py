@@ -131,6 +131,8 @@ class Up:
             assert placeable.place is not None
             manifest, place = placeable.pipeline.manifest, placeable.place
         counter, member = self._cluster.next_order(placeable.name)
+        # What no other machine can read, none can take over.
+        heals = self._settings.placing.heals and not placeable.is_only_here
         deployment = self.plan.deployment(
             pipeline_id=manifest.pipeline_id,
             place=place,
@@ -144,7 +146,7 @@ class Up:
                 }
             ),
             borders=(0, *(stage.stop for stage in manifest.stages)),
-            placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes) if self._settings.placing.heals else None,
+            placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes) if heals else None,
         )
         orders = self._cluster.want(deployment, documents).by_pipeline
         if orders.get(deployment.name) != deployment.order:
