@@ -20,7 +20,10 @@ from shardhub.usecases.answer import Sampling
 from shardhub.usecases.cluster import Cluster as OpenCluster
 from shardhub.usecases.cluster import ServedPipeline
 from shardhub.usecases.cluster_cut import ClusterCutSettings
+from shardhub.usecases.cut import Cut
+from shardhub.usecases.fitting import list_fitting
 from shardhub.usecases.open_head import open_head
+from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.served import choose_served
 from shardhub.usecases.start_head import HeadSettings
 from shardhub.usecases.up import Up, UpSettings, down, follow
@@ -178,7 +181,24 @@ def test_of_two_ups_at_once_one_holds_whole(cluster: OpenCluster, machines: list
     (won,) = [end for end in ends if not isinstance(end, Conflict)]
     (shown,) = [pipeline for pipeline in cluster.pipelines() if pipeline.name == "both"]
     assert shown.deployment == won.deployment
+    with pytest.raises(UsageError, match="Several pipelines are up") as refused:
+        choose_served(None, machines[0].place)
+    assert "both" in refused.value.why
+    assert choose_served("both", machines[0].place).name == "both"
     down(cluster, "both")
+
+
+def test_a_published_pipeline_is_up_at_its_own_cuts(cluster: OpenCluster, model: str) -> None:
+    """Machines serve adjacent shards of it, and `up` without a model lists it with its speed."""
+    repo = publish(model, Cut(cuts=(2, 4)), PublishSettings(by_reference=True, assume_yes=True, name="pub")).pipeline
+    placed = Up(cluster, repo, settings("box=0", "mini=1-2"))
+    assert placed.plan.placeable.facts.cuts == [2, 4]
+    served = follow(cluster, placed.order())
+    assert [(node.machine, node.start, node.stop) for node in served.nodes] == [("box", 0, 2), ("mini", 2, 6)]
+    (listed,) = list_fitting(cluster, UpSettings())
+    assert listed.name == repo
+    assert listed.tokens_per_s is not None
+    down(cluster, served.name)
 
 
 def test_what_cannot_be_placed_is_refused(cluster: OpenCluster, model: str, tmp_path: Path) -> None:
