@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardhub.sizes import size_text
+from shardhub.sizes import rate_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -36,11 +36,11 @@ def speed_line(plan: UpPlan) -> str:
     """The predicted speed in a sentence."""
     context, sessions = plan.wishes.context, plan.wishes.sessions
     room = f"{sessions + 1} sessions of {context:,} positions"
-    text = f"{plan.tokens_per_s:.3g} tokens/s for one stream, predicted; room for {room}"
+    text = f"{rate_text(plan.tokens_per_s)} tokens/s for one stream, predicted; room for {room}"
     if plan.wishes.objective == "throughput":
         most = sum(placement.prediction.most_tokens_per_s for placement in plan.placements)
         busy = sum(placement.prediction.busy_sessions for placement in plan.placements)
-        text += f"; up to {most:.3g} tokens/s for {busy} sessions or more"
+        text += f"; up to {rate_text(most)} tokens/s for {busy} sessions or more"
     return text
 
 

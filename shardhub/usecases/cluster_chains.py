@@ -45,7 +45,7 @@ class ClusterChains:
             with open_cluster(self._settings) as cluster:
                 self._last = self._chains(cluster.pipelines())
         except NodeUnreachable as error:
-            raise none_given(error) from error
+            raise none_given(error, "shardhub gateway ORG/MODEL-pipeline") from error
 
     async def changes(self) -> AsyncGenerator[Sequence[ChainUp], None]:
         """Yield all pipelines that are up, at once and after each change."""

@@ -49,23 +49,26 @@ def check_up(pipelines: Sequence[ServedPipeline], name: str) -> ServedPipeline:
 def progress_of(node: ServedNode) -> MachineProgress:
     """How far a node is."""
     report = node.report
-    if report is None:
-        return MachineProgress(machine=node.machine, layers=(node.start, node.stop - 1), doing="no word yet")
-    waiting = {Phase.WAITING: "ended, and starts again soon", Phase.STOPPED: "ended"}
+    layers = (node.start, node.stop - 1)
+    if report is None or not node.is_reachable:
+        doing = "no word yet" if report is None else "its machine does not answer"
+        return MachineProgress(machine=node.machine, layers=layers, doing=doing)
+    why = f" ({report.failure.what.rstrip('.')})" if report.failure is not None else ""
+    ended = {Phase.WAITING: f"ended{why}, and starts again soon", Phase.STOPPED: f"ended{why}"}
     return MachineProgress(
         machine=node.machine,
-        layers=(node.start, node.stop - 1),
-        doing="ready" if report.is_ready else waiting.get(report.phase) or report.doing or "starts",
+        layers=layers,
+        doing="ready" if report.is_ready else ended.get(report.phase) or report.doing or "starts",
         done_bytes=report.done_bytes,
         total_bytes=report.total_bytes,
-        is_ready=report.is_ready,
+        is_ready=node.is_ready,
     )
 
 
 def raise_failure(node: ServedNode) -> None:
     """Raise what a node ended with, if it is not started again."""
     report = node.report
-    if report is None or report.phase is not Phase.STOPPED:
+    if report is None or report.phase is not Phase.STOPPED or not node.is_reachable:
         return
     layers = f"layers {node.start} to {node.stop - 1}"
     if report.failure is None:

@@ -33,12 +33,15 @@ class ChosenPipeline:
     pipeline: str
 
 
-def choose_served(name: str | None = None, place: ClusterPlace | None = None) -> ChosenPipeline:
+def choose_served(
+    name: str | None = None, place: ClusterPlace | None = None, *, example: str = "ORG/MODEL-pipeline"
+) -> ChosenPipeline:
     """Choose a pipeline that is up: that of a name, or the only one.
 
     Args:
         name: Its name in the cluster.
         place: The folders of this machine's state and certificates.
+        example: How a pipeline is named instead, for messages.
 
     Raises:
         UsageError: No pipeline was named, and none or several are up; or it is not up.
@@ -49,7 +52,7 @@ def choose_served(name: str | None = None, place: ClusterPlace | None = None) ->
         with open_cluster(ClusterSettings(place=place)) as cluster:
             pipelines = cluster.pipelines()
     except NodeUnreachable as error:
-        raise none_given(error) from error
+        raise none_given(error, example) from error
     if name is None:
         if len(pipelines) != 1:
             names = ", ".join(pipeline.name for pipeline in pipelines)
@@ -62,12 +65,16 @@ def choose_served(name: str | None = None, place: ClusterPlace | None = None) ->
     return ChosenPipeline(name=name, pipeline=place_of(check_up(pipelines, name), place))
 
 
-def none_given(error: NodeUnreachable) -> UsageError:
-    """The error of a command to which no pipeline was given, where no resident says what is up."""
+def none_given(error: NodeUnreachable, example: str) -> UsageError:
+    """The error of a command to which no pipeline was given, where no resident says what is up.
+
+    Args:
+        example: The command with a pipeline.
+    """
     return UsageError(
         "No pipeline was given.",
         why=f"{error.what} So it is not known what is up in a cluster.",
-        hint="Give a folder or repo, such as ORG/MODEL-pipeline, or bring one up: shardhub up MODEL",
+        hint=f"Give one folder or repo, such as: {example}. Or bring one up: shardhub up MODEL",
     )
 
 
@@ -150,7 +157,7 @@ class ServedNodes:
                 raise RouteError("The pipeline is not up any more.", hint="Bring it up: shardhub up MODEL")
             if served.is_ready:
                 return served
-            missing = [node for node in served.nodes if node.address is None]
+            missing = [node for node in served.nodes if not node.is_ready]
             for node in missing:
                 raise_failure(node)
             lines = []

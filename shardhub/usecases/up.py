@@ -10,8 +10,8 @@ from shardhub.errors import Conflict, NodeFailure, PlanError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.gather import cut_journal
 from shardhub.placing.cluster import Cluster as PlacingCluster
-from shardhub.placing.cluster import Link, Machine
-from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment
+from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment, PlacedModel
+from shardhub.resident.machine import UNMEASURED_BYTES_PER_S, as_placed, links_of
 from shardhub.resident.order import HandedDocument
 from shardhub.resident.reading import ReadReport
 from shardhub.setting_checks import check_settings
@@ -25,9 +25,6 @@ from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.push import Publication
 from shardhub.usecases.up_plan import PlacingSettings, UpPlan, plan_up
 from shardhub.usecases.watcher import SILENT, Watcher
-
-# A machine that was not measured yet counts as one that reads memory as fast as an old laptop.
-UNMEASURED_BYTES_PER_S = 20e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,34 +63,21 @@ def machines_of(machines: Sequence[ClusterMachine], *, beside: str, watcher: Wat
     Raises:
         PlanError: No machine answers.
     """
-    placed: list[Machine] = []
-    links: dict[tuple[str, str], Link] = {}
+    answering = []
     for machine in machines:
         if machine.state is None:
             watcher.note(f"{machine.name} does not answer, and is left out.")
             continue
         facts = machine.state.facts
+        answering.append(facts)
         if not facts.is_measured:
-            watcher.note(
-                f"{machine.name} has not been measured yet, and counts as reading "
-                f"{UNMEASURED_BYTES_PER_S / 1e9:.0f} GB/s."
-            )
-        held = sum(node.held_bytes for node in machine.state.nodes if node.pipeline != beside)
-        placed.append(
-            Machine(
-                name=facts.name,
-                budget_bytes=max(0, facts.budget_bytes - held),
-                read_bytes_per_s=facts.read_bytes_per_s or UNMEASURED_BYTES_PER_S,
-                step_s=facts.step_s,
-                numeric_class=facts.numeric_class,
-            )
-        )
-        for link in facts.links:
-            measured = Link(round_trip_s=link.round_trip_s, bytes_per_s=link.bytes_per_s)
-            links[facts.name, link.machine] = measured
-    if not placed:
+            rate = f"{size_text(int(UNMEASURED_BYTES_PER_S))}/s"
+            watcher.note(f"{machine.name} has not been measured yet, and counts as reading {rate}.")
+    if not answering:
         raise PlanError("No machine of the cluster answers.", hint="Look at them: shardhub machines")
-    return PlacingCluster(machines=tuple(placed), links=links)
+    return PlacingCluster(
+        machines=tuple(as_placed(facts, beside=beside) for facts in answering), links=links_of(answering)
+    )
 
 
 class Up:
@@ -147,6 +131,8 @@ class Up:
             assert placeable.place is not None
             manifest, place = placeable.pipeline.manifest, placeable.place
         counter, member = self._cluster.next_order(placeable.name)
+        # What no other machine can read, none can take over.
+        heals = self._settings.placing.heals and not placeable.is_only_here
         deployment = self.plan.deployment(
             pipeline_id=manifest.pipeline_id,
             place=place,
@@ -160,6 +146,7 @@ class Up:
                 }
             ),
             borders=(0, *(stage.stop for stage in manifest.stages)),
+            placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes) if heals else None,
         )
         orders = self._cluster.want(deployment, documents).by_pipeline
         if orders.get(deployment.name) != deployment.order:
@@ -244,7 +231,7 @@ def follow(cluster: Cluster, deployment: Deployment, display: Display = lambda _
         display([progress_of(node) for node in served.nodes])
         for node in served.nodes:
             raise_failure(node)
-        if all(node.address is not None for node in served.nodes):
+        if all(node.is_ready for node in served.nodes):
             return served
     raise NodeFailure("This machine's resident has ended.", hint="Start it: shardhub resident start")
 

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from shardhub.errors import PlanError, UsageError
+from shardhub.errors import DoesNotFit, UsageError
 from shardhub.placing.cluster import Cluster
 from shardhub.placing.pieces import cuts_of
 from shardhub.placing.placement import Placement
 from shardhub.placing.replicas import place_replicas
 from shardhub.placing.wishes import Objective, Pin, Wishes
-from shardhub.resident.deployments import Assignment, Capacity, Deployment
+from shardhub.resident.deployments import Assignment, Capacity, Deployment, PlacedModel
 from shardhub.setting_checks import check_settings
 from shardhub.usecases.placeable import Placeable
 
@@ -92,6 +92,7 @@ class UpPlan:
         member: str,
         capacity: Capacity,
         borders: tuple[int, ...],
+        placed: PlacedModel | None,
     ) -> Deployment:
         """The order that brings it up.
 
@@ -100,6 +101,7 @@ class UpPlan:
             counter, member: Of the order.
             capacity: What its nodes are started for.
             borders: Layers at which its shards begin, and its number of layers.
+            placed: By which its layers are placed again.
         """
         assignments = tuple(
             Assignment(machine=stage.machine, start=stage.start, stop=stage.stop, replica=replica)
@@ -115,6 +117,7 @@ class UpPlan:
             capacity=capacity,
             borders=borders,
             assignments=assignments,
+            placed=placed,
         )
 
 
@@ -144,13 +147,13 @@ def plan_up(placeable: Placeable, cluster: Cluster, settings: PlacingSettings, *
     )
     try:
         placements = place_replicas(placeable.facts, cluster, wishes, settings.replicas)
-    except PlanError as error:
+    except DoesNotFit as error:
         if not placeable.is_only_here:
             raise
-        hint = "Publish it with `shardhub split-and-push`, or on a Hub of your own: `shardhub hub`. Then every machine "
-        hint += "can read it."
+        hint = f"{error.hint} Or publish it with `shardhub split-and-push`, perhaps on a Hub of your own "
+        hint += "(`shardhub hub`): then every machine can read it."
         why = f"It is a folder on {here}, which other machines cannot read. {error.what} {error.why}"
-        raise type(error)(f"{placeable.name} cannot run on {here} alone.", why=why, hint=hint) from error
+        raise DoesNotFit(f"{placeable.name} cannot run on {here} alone.", why=why, hint=hint) from error
     return UpPlan(placeable=placeable, placements=placements, wishes=wishes)
 
 

@@ -48,7 +48,7 @@ def test_commands_stand_in_panels_in_the_order_of_use() -> None:
     text = help_of()
     headings = re.findall(r"^([A-Z][^:\n]*):$", text, flags=re.M)
     assert headings == ["Options", *COMMANDS, "A Hub and a cluster of your own"]
-    assert re.findall(r"^  ([a-z][a-z-]+) {2,}", text, flags=re.M) == [*NAMES, "hub", "certs"]
+    assert re.findall(r"^  ([a-z][a-z-]+) {2,}", text, flags=re.M) == [*NAMES, "hub", "resident", "certs"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("hub",), ("certs",), *CALLS], ids=" ".join)

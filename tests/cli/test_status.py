@@ -21,7 +21,7 @@ from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.cli.commands.status import WatchFlags, record, status, text
 from shardhub.cli.flags import Output
-from shardhub.cli.options import PipelineFlags
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes
@@ -51,7 +51,7 @@ def shown(capsys):
 
     def status_of(pipeline, addresses, *, as_json=True):
         watching = WatchFlags(node=list(addresses), once=True, interval=0.1)
-        code = status(PipelineFlags(pipeline=str(pipeline.folder)), watching, Output(as_json=as_json))
+        code = status(ServedPipelineFlags(pipeline=str(pipeline.folder)), watching, Output(as_json=as_json))
         printed = capsys.readouterr().out
         return code, json.loads(printed) if as_json else printed
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import LocalFlags, NodeFlags, PrefillChunk, RecoveryFlags, ServedPipelineFlags, head_settings
+from shardhub.cli.options import LocalFlags, NodeFlags, PrefillChunk, RecoveryFlags, head_settings
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
 

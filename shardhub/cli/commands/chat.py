@@ -13,10 +13,10 @@ from shardhub.cli.options import (
     NodeFlags,
     RecoveryFlags,
     SamplingFlags,
-    ServedPipelineFlags,
     System,
     head_settings,
 )
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.prompts import typed_text
 from shardhub.cli.terminal import Terminal
 

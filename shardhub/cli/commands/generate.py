@@ -14,10 +14,10 @@ from shardhub.cli.options import (
     NodeFlags,
     RecoveryFlags,
     SamplingFlags,
-    ServedPipelineFlags,
     System,
     head_settings,
 )
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.prompts import system_messages, typed_text
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError, UsageError

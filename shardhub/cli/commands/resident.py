@@ -283,7 +283,6 @@ for command in RESIDENT_COMMANDS:
 resident_app.command("read-files", cls=Command, hidden=True)(flattened(read_files))
 
 
-
 @resident_app.callback()
 def foreground(context: typer.Context) -> None:
     """Run the resident here, if no command is given."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, InsecureLan, Node, ServedPipelineFlags, Tls
+from shardhub.cli.options import CacheDir, InsecureLan, Node, Tls
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.tables import text_of

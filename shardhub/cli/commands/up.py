@@ -12,7 +12,7 @@ from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import ModelFlags, QuantiseFlags, Tls, Yes
 from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, confirm, note
-from shardhub.sizes import size_text
+from shardhub.sizes import rate_text, size_text
 
 if TYPE_CHECKING:
     from shardhub.usecases.cluster import ClusterSettings, ServedPipeline
@@ -102,7 +102,9 @@ def up(
     output: Output,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL|PIPELINE", help="Hub id, URL or folder; without it, what fits is listed."),
+        typer.Argument(
+            metavar="MODEL", help="Model or pipeline: a Hub id, its URL, or a folder; without it, what fits is listed."
+        ),
     ] = None,
 ) -> int:
     """Bring a model up on the machines of the cluster, each with its own layers; without a model, list what fits."""
@@ -248,7 +250,7 @@ def _show_fitting(fitting: tuple[Fitting, ...], output: Output) -> int:
             print(f"{each.name}\n    does not fit: {each.why_not}")
         else:
             size = size_text(each.size_bytes)
-            print(f"{each.name}\n    {size}, {each.tokens_per_s:.3g} tokens/s on {', '.join(each.machines)}")
+            print(f"{each.name}\n    {size}, {rate_text(each.tokens_per_s)} tokens/s on {', '.join(each.machines)}")
     if not fitting:
         print("No pipeline is in the cache or on the Hub.")
     note("Any model of the Hub can be brought up, too: shardhub up ORG/NAME")
