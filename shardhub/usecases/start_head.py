@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class HeadSettings:
     Attributes:
         pipeline: Its folder or Hub id.
         nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them.
+        mixed_nodes: Whether `nodes` are those of several pipelines; nodes of the others are then left out.
         allow_local: Whether a stage that no node serves may run in this process.
         context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
         memory: Memory budget for stages of this process, such as `12GB`; None derives it from the machine.
@@ -52,6 +54,7 @@ class HeadSettings:
 
     pipeline: str | Path
     nodes: tuple[str, ...] | str = ()
+    mixed_nodes: bool = False
     allow_local: bool = True
     context: int | None = None
     memory: str | None = None
@@ -77,13 +80,21 @@ class HeadSettings:
 class Starting:
     """A head that can be started, again if its nodes are not ready yet; fetches a pipeline that is a repo.
 
+    Args:
+        settings: The pipeline, and where it runs.
+        watcher: Notified of the current activity, and of nodes that come and go.
+        named: Returns the addresses of nodes that are named now, in place of those of the settings.
+
     Attributes:
         pipeline: The pipeline to run.
     """
 
-    def __init__(self, settings: HeadSettings, watcher: Watcher = SILENT) -> None:
+    def __init__(
+        self, settings: HeadSettings, watcher: Watcher = SILENT, *, named: Callable[[], Sequence[str]] | None = None
+    ) -> None:
         self._settings = settings
         self._watcher = watcher
+        self._named = named
         self._budget_bytes = parse_memory(settings.memory)
         self._places = Places(settings.cache_dir, watcher=watcher)
         self._security = head_security(
@@ -104,7 +115,7 @@ class Starting:
     def names_nodes(self) -> bool:
         """Whether nodes are named, or may be later in a nodes.toml."""
         file = nodes_file(self._settings.nodes, self.pipeline)
-        return file is not None or bool(node_addresses(self._settings.nodes, self.pipeline))
+        return self._named is not None or file is not None or bool(node_addresses(self._settings.nodes, self.pipeline))
 
     async def start(self) -> Head:
         """Connect to the nodes that are named now; those written to nodes.toml later join the chain.
@@ -113,7 +124,7 @@ class Starting:
             As `Head.start`.
         """
         settings, pipeline, watcher = self._settings, self.pipeline, self._watcher
-        addresses = node_addresses(settings.nodes, pipeline)
+        addresses = list(self._named()) if self._named is not None else node_addresses(settings.nodes, pipeline)
         file = nodes_file(settings.nodes, pipeline)
         self._lacking = []
         try:
@@ -122,6 +133,7 @@ class Starting:
                 addresses,
                 context=self._context.positions,
                 may_be_less=self._context.may_be_less,
+                mixed=settings.mixed_nodes,
                 budget_bytes=self._budget_bytes,
                 allow_local=settings.allow_local,
                 find=self._find,
@@ -146,7 +158,9 @@ class Starting:
             )
         head.scheduler.events.watch(lambda event: watcher.note(event.text))
         head.introduce_nodes()
-        if file is not None:
+        if self._named is not None:
+            await head.follow(self._named)
+        elif file is not None:
             await head.follow(lambda: read_nodes_file(file))
         elif head.absent:
             await head.follow(lambda: addresses)

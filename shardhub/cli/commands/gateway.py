@@ -16,7 +16,6 @@ from shardhub.cli.options import (
     LocalFlags,
     Node,
     NodeFlags,
-    PipelineFlags,
     RecoveryFlags,
     RequireSignature,
     Tls,
@@ -36,11 +35,29 @@ if TYPE_CHECKING:
 _CUT_SHORT = 143
 
 
-@flags("Pipeline")
-class DemoFlags:
-    """A demo model to serve."""
+@flags("Pipelines")
+class GatewayPipelineFlags:
+    """The pipelines to serve, given as arguments or with --manifest, or a demo model."""
 
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PIPELINE...", help="Pipelines: Hub ids ORG/NAME[@REVISION], or folders."),
+    ] = None
+    manifest: Annotated[list[str] | None, typer.Option("--manifest", help="The same, as an option; repeatable.")] = None
     demo: Annotated[bool, typer.Option("--demo", help="Serve a small model that is fetched and split here.")] = False
+
+    def named(self) -> list[str]:
+        """The pipelines' folders and Hub ids, each once; none with --demo.
+
+        Raises:
+            UsageError: No pipeline is given.
+        """
+        named = [*(self.pipeline or ()), *(self.manifest or ())]
+        if not named and not self.demo:
+            raise UsageError(
+                "No pipeline was given.", hint="Give a folder or repo, such as: shardhub gateway ORG/MODEL-pipeline"
+            )
+        return list(dict.fromkeys(named))
 
 
 @flags("Clients")
@@ -74,7 +91,7 @@ class AnswerFlags:
 
     model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name of the model for clients; repeatable; * takes any name."),
+        typer.Option(help="Name for clients, if one model is served; repeatable; * takes any name."),
     ] = None
     reasoning_field: Annotated[
         ReasoningField, typer.Option(help="Field of a chat message that holds the model's reasoning.")
@@ -110,8 +127,7 @@ class GatewayNodeFlags:
 
 
 def gateway(
-    pipeline: PipelineFlags,
-    showing: DemoFlags,
+    pipelines: GatewayPipelineFlags,
     clients: ClientFlags,
     answers: AnswerFlags,
     nodes: GatewayNodeFlags,
@@ -126,9 +142,9 @@ def gateway(
 
     if clients.new_key is not None:
         return _make_key(clients.new_key)
-    is_named = pipeline.pipeline is not None or pipeline.manifest is not None
+    named = pipelines.named()
     head = head_settings(
-        pipeline.named("gateway") if is_named or not showing.demo else "",
+        "",
         NodeFlags(
             node=nodes.node,
             tls=nodes.tls,
@@ -139,7 +155,7 @@ def gateway(
         recovery=recovery,
         insecure_flag="`insecure_nodes`",
     )
-    if showing.demo and (head.pipeline or head.nodes):
+    if pipelines.demo and (named or head.nodes):
         raise UsageError("--demo starts its own pipeline and nodes.", hint="Give either --demo or a pipeline.")
     settings = GatewaySettings(
         host=clients.host,
@@ -157,10 +173,10 @@ def gateway(
         strict_content=answers.strict_content,
     )
     serve = partial(_serve, settings=settings, allow_sleep=answers.allow_sleep, as_json=output.as_json)
-    if not showing.demo:
-        return serve(head)
+    if not pipelines.demo:
+        return serve([replace(head, pipeline=text, mixed_nodes=len(named) > 1) for text in named])
     with demo_chain(Terminal()) as chain:
-        return serve(replace(head, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False))
+        return serve([replace(head, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False)])
 
 
 def _make_key(file: Path) -> int:
@@ -172,13 +188,13 @@ def _make_key(file: Path) -> int:
     return 0
 
 
-def _serve(head: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
+def _serve(heads: list[HeadSettings], *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
     """Serve the API until a signal arrives."""
     from shardhub.usecases.open_gateway import open_gateway
 
     # One signal finishes what is on its way, a second one ends it at once.
     with (
-        open_gateway(head, settings, Terminal(), allow_sleep=allow_sleep) as running,
+        open_gateway(heads, settings, Terminal(), allow_sleep=allow_sleep) as running,
         on_signals(lambda _: running.stop()),
     ):
         facts = running.facts
@@ -186,13 +202,14 @@ def _serve(head: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, 
             record = {
                 "url": facts.url,
                 "model": facts.model_name,
+                "models": facts.model_names,
                 "context": facts.context,
                 "keys": facts.num_keys,
                 "inexact": facts.inexact,
             }
             announce(json.dumps(record))
         else:
-            announce(f"{facts.model_name}: {facts.url}/v1")
+            announce(f"{', '.join(facts.model_names)}: {facts.url}/v1")
             key = ", with a key as the password," if facts.num_keys else ""
             note(f"open {facts.url}/ in a browser{key} to chat and to watch the chain; Ctrl+C stops the gateway")
         running.wait()
