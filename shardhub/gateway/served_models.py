@@ -15,6 +15,7 @@ from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.response_store import ResponseStore
 from shardhub.gateway.service import ANY_MODEL, Service
 from shardhub.gateway.settings import GatewaySettings
+from shardhub.manifest import Manifest
 
 # A refusal's code for a model that is not served, as OpenAI writes it.
 MODEL_NOT_FOUND = "model_not_found"
@@ -81,10 +82,11 @@ class ServedModels:
 
     def add(self, service: Service) -> None:
         """Serve one more chain. If its model's name is another model's, it gets a name with its pipeline's id."""
-        taken = {name for other in self._served if not _same_model(service, other) for name in other.model_names}
+        own = service.head.pipeline.manifest
+        others = [other for other in self.all_services if not is_same_model(own, other.head.pipeline.manifest)]
+        taken = {name for other in others for name in other.model_names}
         service.model_names = tuple(
-            f"{name}@{service.head.pipeline.manifest.pipeline_id[:8]}" if name in taken else name
-            for name in service.model_names
+            f"{name}@{own.pipeline_id[:8]}" if name in taken else name for name in service.model_names
         )
         service.admission.is_draining = self.is_draining
         bisect.insort(self._served, service, key=lambda each: each.order)
@@ -140,15 +142,14 @@ class ServedModels:
         return tuple(service for service in self._served if first in service.model_names)
 
     def choose(self, name: str | None) -> Service:
-        """The chain for the next request: the least loaded one, among equals the one that was chosen longest ago.
+        """The chain for the next request: one with a free session and the fewest requests, and of equals each in turn.
+
+        Chains without nodes for a stage come last.
 
         Raises:
             Refusal: As `named`.
         """
-        chosen = min(
-            self.named(name),
-            key=lambda service: (service.head.problem is not None, service.load, self._chosen_at.get(service, 0)),
-        )
+        chosen = min(self.named(name), key=self._preference)
         self._num_chosen += 1
         self._chosen_at[chosen] = self._num_chosen
         return chosen
@@ -157,6 +158,11 @@ class ServedModels:
     def reason(self) -> str:
         """Why no model is served, if none is."""
         return " ".join(dict.fromkeys(chain.reason for chain in self.absent.values())) or "No model is served now."
+
+    def _preference(self, service: Service) -> tuple[bool, bool, int, int]:
+        """Orders the chains of a model: the one to be chosen next has the least value."""
+        is_broken = service.head.problem is not None
+        return is_broken, service.is_full, service.num_running, self._chosen_at.get(service, 0)
 
     def _check_absent(self, name: str) -> None:
         reasons = [chain.reason for chain in self.absent.values() if chain.name == name]
@@ -208,10 +214,12 @@ def reason_of(error: ShardhubError) -> str:
     return f"{error.what} {error.why}".strip()
 
 
-def _same_model(one: Service, other: Service) -> bool:
-    """Whether two chains give the same answers but for rounding: the same model, however it is cut."""
-    mine, theirs = one.head.pipeline.manifest, other.head.pipeline.manifest
-    return (mine.source, mine.config_digest) == (theirs.source, theirs.config_digest)
+def is_same_model(one: Manifest, other: Manifest) -> bool:
+    """Whether two pipelines are cuts of the same model. Of a model in a folder only the same cut is known to be so."""
+    if one.pipeline_id == other.pipeline_id:
+        return True
+    has_source = one.source.repo is not None and one.source.commit is not None
+    return has_source and (one.source, one.config_digest) == (other.source, other.config_digest)
 
 
 def _listed(names: Iterable[str]) -> str:

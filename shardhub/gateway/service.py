@@ -138,9 +138,14 @@ class Service(StreamObserver):
         self.structured.close()
 
     @property
-    def load(self) -> float:
-        """The share of its sessions that requests need; above 1 some of them wait."""
-        return max(self.uses.num, self.admission.num) / max(1, self.head.capacity.max_sessions)
+    def num_running(self) -> int:
+        """Number of answers that run, wait or are about to begin."""
+        return max(self.uses.num, self.admission.num)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another request would wait for a session."""
+        return self.num_running >= self.head.capacity.max_sessions
 
     def reported_name(self, asked: str | None) -> str:
         """The model's name to report to a client: the one that it asked for."""

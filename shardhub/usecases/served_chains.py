@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from shardhub.chain.head import Head
 from shardhub.errors import ChainError, ShardhubError, UsageError
-from shardhub.gateway.served_models import AbsentChain, ServedModels, reason_of
+from shardhub.gateway.served_models import AbsentChain, ServedModels, is_same_model, reason_of
 from shardhub.gateway.service import Service
 from shardhub.usecases.chains_up import ChainSource, ChainUp
 from shardhub.usecases.start_head import Starting
@@ -83,7 +83,7 @@ class ServedChains:
         for up in chains:
             self._starting[up.name] = Starting(up.head, self._watcher_of(up, named=several))
         manifests = [starting.pipeline.manifest for starting in self._starting.values()]
-        if len({(manifest.source, manifest.config_digest) for manifest in manifests}) > 1 and chains[0].model_names:
+        if chains[0].model_names and not all(is_same_model(manifests[0], other) for other in manifests[1:]):
             raise UsageError(
                 f"`model_names` gives one name to {len(manifests)} pipelines.",
                 why="They are of different models, and clients choose a model by its name.",
