@@ -7,16 +7,12 @@ from typing import Any
 
 import grpc
 
+from shardhub.dialling import unreachable_hint
 from shardhub.errors import ChainError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, by_name, outcome
 
 # Trailing metadata with an error's class and texts: ASCII, below the 8 KiB that gRPC passes on.
 ERROR_KEY = "shardhub-error"
 _MAX_TEXT = 1000
-# Hint for an address where nothing answers.
-NO_NODE_HINT = (
-    "Check the address, and that `shardhub serve` runs there. Without `host` it listens on 127.0.0.1, which only its "
-    "own machine can reach."
-)
 # gRPC core's texts about connections, the most specific first. Source: grpc 1.85, as seen in faults.
 _NETWORK_WORDS = (
     ("connection refused", "the connection was refused"),
@@ -71,7 +67,7 @@ def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
         return NodeUnreachable(
             f"No node answers at {peer}.",
             why=f"Tried to {doing}: {network_words(details)}.",
-            hint=NO_NODE_HINT,
+            hint=unreachable_hint(details),
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return StepTimeout(
