@@ -12,14 +12,14 @@ from shardhub.dialling import NO_NODE_HINT, unreachable_hint
 NO_ROUTE = (
     "failed to connect to all addresses; last error: UNKNOWN: ipv4:192.168.1.7:50051: connect: No route to host (65)",
     f"[Errno {errno.EHOSTUNREACH}] Connect call failed ('192.168.1.7', 50051)",
-    f"Multiple exceptions: [Errno {errno.EHOSTUNREACH}] Connect call failed ('fd00::7', 50051, 0, 0), [Errno 61] Connect "
+    f"Multiple exceptions: [Errno 61] Connect call failed ('::1', 50051, 0, 0), [Errno {errno.EHOSTUNREACH}] Connect "
     "call failed ('192.168.1.7', 50051)",
 )
 
 
 @pytest.mark.parametrize("fault", NO_ROUTE)
 def test_mac_without_a_route_is_told_of_the_local_network(fault: str) -> None:
-    """macOS answers "No route to host" where a program may not use the local network: the advice says where to allow it."""
+    """Where a Mac has no route, the advice says where to allow the local network."""
     advice = unreachable_hint(fault, system="Darwin")
     assert advice.startswith(NO_NODE_HINT)
     assert "Privacy & Security, Local Network" in advice

@@ -15,9 +15,9 @@ from shardhub.planning.cutting import GROWING_NOTE
 from shardhub.planning.plan import ModelCosts, Plan, StagePlan
 from shardhub.sizes import parse_size, size_text
 
-# Share of installed memory that Metal recommends as a working set, at least: two thirds up to 32 GiB, three quarters above.
-# Logs of Macs show 5461 MiB of 8 GiB, 10923 of 16, 16384 of 24, 21845 of 32, 73728 of 96 and 98304 of 128; newer systems
-# recommend more (macOS 26: 12124 of 16 GiB, 110100 of 128). A running node asks Metal for the real figure.
+# Least share of installed memory that Metal recommends as a working set: two thirds up to 32 GiB, three quarters above.
+# Logs of Macs show 10923 MiB of 16 GiB, 16384 of 24, 21845 of 32 and 73728 of 96. Newer systems recommend more: macOS
+# 26 12124 MiB of 16 GiB and 110100 of 128. A running node asks Metal for the real figure.
 _SMALL_MAC_BYTES = 32 << 30
 _SMALL_SHARE = (2, 3)
 _LARGE_SHARE = (3, 4)

@@ -10,7 +10,8 @@ from shardhub.model.metal import MetalLimits, apply, metal_limits
 from shardhub.planning.machine import Machine
 
 GIB = 1 << 30
-# Installed memory, and the working set that Metal recommends there, both in bytes, from logs of these Macs.
+# Installed memory, and the working set that Metal recommends there, in bytes: as logs of such Macs show, and three
+# quarters of the largest.
 MACS = {
     "M1, 8 GB": (8 * GIB, 5_726_623_061),
     "M1 Pro, 16 GB": (16 * GIB, 11_453_250_000),
@@ -18,6 +19,7 @@ MACS = {
     "M2, 24 GB": (24 * GIB, 17_179_890_000),
     "M2 Max, 32 GB": (32 * GIB, 22_906_503_000),
     "M2 Max, 96 GB": (96 * GIB, 72 * GIB),
+    "M5 Max, 128 GB, macOS 26": (128 * GIB, 115_448_730_000),
     "M2 Ultra, 192 GB": (192 * GIB, 144 * GIB),
     "M3 Ultra, 512 GB": (512 * GIB, 384 * GIB),
 }
