@@ -18,7 +18,7 @@ from shardhub.naming import CONFIG_FILE
 from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
-from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
+from shardhub.usecases.addresses import has_changing, node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbourhood import asked_neighbours
 from shardhub.usecases.other_version import explain_other_version
@@ -113,7 +113,7 @@ class Starting:
             As `Head.start`.
         """
         settings, pipeline, watcher = self._settings, self.pipeline, self._watcher
-        addresses = node_addresses(settings.nodes, pipeline)
+        addresses = await asyncio.to_thread(node_addresses, settings.nodes, pipeline)  # names may be resolved
         file = nodes_file(settings.nodes, pipeline)
         self._lacking = []
         try:
@@ -148,6 +148,8 @@ class Starting:
         head.introduce_nodes()
         if file is not None:
             await head.follow(lambda: read_nodes_file(file))
+        elif has_changing(settings.nodes):
+            await head.follow(lambda: node_addresses(settings.nodes, pipeline))
         elif head.absent:
             await head.follow(lambda: addresses)
         warn_inexact(head.inexact, watcher)
