@@ -20,13 +20,13 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.claims import Claims
 from shardhub.hub.traffic import Traffic
 from shardhub.limits import MAX_FILES_ASKED, MAX_NODES_KEPT
-from shardhub.node.caller_check import caller
 from shardhub.node.servicer import answers
 from shardhub.node.shared_files import SharedFiles
 from shardhub.node.throttle import Throttle
 from shardhub.seldom import Seldom
 from shardhub.sizes import size_text
 from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.caller_check import caller
 from shardhub.wire.shardhub_pb2_grpc import FilesServicer
 
 log = logging.getLogger(__name__)

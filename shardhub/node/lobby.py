@@ -9,9 +9,10 @@ from shardhub.clock import SYSTEM_CLOCK
 from shardhub.errors import AddressError
 from shardhub.node.file_servicer import CHUNK_BYTES, FileServicer
 from shardhub.node.lifecycle import NodeSettings
-from shardhub.node.server import NodeServer, check_free
+from shardhub.node.server import NodeServer
 from shardhub.node.servicer import StageServicer
 from shardhub.security.trust import Security
+from shardhub.wire.ports import check_free
 
 _MESSAGE_BYTES = 2 * CHUNK_BYTES
 # Transfers that run when the node takes over the port go on for this long; a reader then takes the rest elsewhere.

@@ -14,7 +14,6 @@ import grpc.aio
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import HandshakeError, NodeLoading, NodeUnreachable, Overloaded, ShardhubError, WireError
-from shardhub.node.caller_check import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,
@@ -31,6 +30,7 @@ from shardhub.security.trust import PLAIN, Security
 from shardhub.seldom import Seldom
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.caller_check import require
 from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import ChannelOpener, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeServicer

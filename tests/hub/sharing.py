@@ -12,12 +12,12 @@ from shardhub.errors import DiskFull, Overloaded
 from shardhub.hub.cache import Cache
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.manifest import WeightFile
-from shardhub.node.caller_check import CallerCheck
 from shardhub.node.file_servicer import FileServicer, Sharing
 from shardhub.node.parser import Parser
 from shardhub.security.trust import Trust
 from shardhub.usecases.loop import LoopThread
 from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.caller_check import CallerCheck
 from shardhub.wire.options import server_options
 from shardhub.wire.secure import server_credentials, trust_handler
 from shardhub.wire.shardhub_pb2_grpc import FilesServicer, add_FilesServicer_to_server

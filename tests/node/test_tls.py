@@ -25,7 +25,6 @@ from shardhub.errors import (
     NodeUnreachable,
     ShardhubError,
 )
-from shardhub.node.caller_check import CallerCheck
 from shardhub.node.peers import Peers
 from shardhub.node.servicer import StageServicer
 from shardhub.parameters import SamplingParameters
@@ -35,6 +34,7 @@ from shardhub.security.handshake import meet
 from shardhub.security.trust import PLAIN, Security, Trust
 from shardhub.wire import codec, secure
 from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.caller_check import CallerCheck
 from shardhub.wire.options import client_options, server_options
 from shardhub.wire.secure import channel_to, open_channel, server_credentials, trust_handler
 from shardhub.wire.shardhub_pb2_grpc import NodeStub, add_NodeServicer_to_server
