@@ -1,6 +1,6 @@
 """The port where a supervisor asks whether a node lives and is ready, in plain gRPC (grpc.health.v1).
 
-Kubernetes probes without TLS, so it cannot ask at a node's own port. Nothing else is answered here.
+Kubernetes shows no certificate when it probes, so it cannot ask at a node's own port. Nothing else is answered here.
 """
 
 from __future__ import annotations
