@@ -58,7 +58,7 @@ class HealthPort:
             await self._server.stop(0)
 
 
-class _Checks(health_pb2_grpc.HealthServicer):
+class _Checks:
     """Answers `Check` only: a `Watch` would hold a stream for as long as a stranger likes."""
 
     def __init__(self) -> None:
