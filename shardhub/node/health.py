@@ -1,6 +1,6 @@
 """The port where a supervisor asks whether a node lives and is ready, in plain gRPC (grpc.health.v1).
 
-Kubernetes probes without TLS, so it cannot ask at a node's own port. Nothing else is answered here.
+Kubernetes shows no certificate when it probes, so it cannot ask at a node's own port. Nothing else is answered here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class HealthPort:
             await self._server.stop(0)
 
 
-class _Checks(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
+class _Checks:
     """Answers `Check` only: a `Watch` would hold a stream for as long as a stranger likes."""
 
     def __init__(self) -> None:

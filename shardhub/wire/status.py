@@ -36,6 +36,7 @@ _NETWORK_WORDS = (
     ("cancelling all calls", "it shut down"),
     ("goaway", "it is shutting down"),
 )
+_ORDERLY = ("cancelling all calls", "goaway")
 
 
 def to_status(error: ShardhubError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
@@ -89,6 +90,11 @@ def network_words(details: str | None) -> str:
     text = details or ""
     lower = text.lower()
     return next((words for phrase, words in _NETWORK_WORDS if phrase in lower), text or "no details are known")
+
+
+def is_orderly(details: str | None) -> bool:
+    """Whether the other side ended a connection because it was asked to end, by gRPC's text about it."""
+    return any(phrase in (details or "").lower() for phrase in _ORDERLY)
 
 
 def _trailing(error: grpc.RpcError) -> list[tuple[str, str]]:

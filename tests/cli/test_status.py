@@ -125,7 +125,7 @@ def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
     error = NodeLoading(f"{address}: The node is still loading its stage.", hint="Try again in a moment.")
     chain = chain_status(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
     lines = text(chain).splitlines()
-    assert lines[1].split() == ["?", "?", address, "loading"]
+    assert lines[4].split() == ["?", "?", address, "loading"]
     assert "Try: Wait until 10.0.0.1:50051 has loaded its stage." in lines
     assert str(error) in lines
     assert [node["state"] for node in record(chain, pipeline)["nodes"]] == ["loading"]
@@ -141,6 +141,8 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert f"{served[0].address} ready" in result.stdout
     assert f"?      {gone}" in result.stdout
     assert "unreachable" in result.stdout
+    rows = [line.split()[0] for line in result.stdout.splitlines()[1:5]]
+    assert rows == ["0", "1", "2", "?"]
     assert "No node serves stages 1 (layers 2 to 3), 2 (layers 4 to 5)" in result.stdout
     assert "shardhub serve" in result.stdout
     code, report = shown(pipeline, [gone, served[0].address])
@@ -149,6 +151,14 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert [node["state"] for node in report["nodes"]] == ["ready", "unreachable"]
     assert report["nodes"][1]["error"]["error"] == "NodeUnreachable"
     assert report["problem"]["exit_code"] == 5
+
+
+def test_status_lists_a_missing_stage_in_its_place(pipeline, served) -> None:
+    """Stages are listed in order whether they are served or not: a gap is seen where it is."""
+    named = [part for node in served[1:] for part in ("--node", node.address)]
+    result = nodes.shardhub("status", pipeline.folder, *named, *QUICK)
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:3]] == ["0", "1-2"]
+    assert "no node serves it" in result.stdout.splitlines()[1]
 
 
 def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
