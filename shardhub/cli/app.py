@@ -11,12 +11,15 @@ import typer
 from shardhub.cli.commands.bench import bench
 from shardhub.cli.commands.certs import certs_app
 from shardhub.cli.commands.chat import chat
+from shardhub.cli.commands.cluster import cluster_app
 from shardhub.cli.commands.demo import demo
 from shardhub.cli.commands.doctor import doctor
 from shardhub.cli.commands.gateway import gateway
 from shardhub.cli.commands.generate import generate
 from shardhub.cli.commands.hub import hub_app
+from shardhub.cli.commands.join import join
 from shardhub.cli.commands.ls import ls
+from shardhub.cli.commands.machines import machines
 from shardhub.cli.commands.plan import plan
 from shardhub.cli.commands.prune import prune
 from shardhub.cli.commands.pull import pull
@@ -31,6 +34,7 @@ from shardhub.cli.commands.split import split
 from shardhub.cli.commands.split_and_push import split_and_push
 from shardhub.cli.commands.status import status
 from shardhub.cli.commands.unpublish import unpublish
+from shardhub.cli.commands.up import down, ps, up
 from shardhub.cli.commands.verify import verify
 from shardhub.cli.flags import flattened
 from shardhub.cli.help import Command, make_group
@@ -67,6 +71,7 @@ def root(
 # In the order of use.
 COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     "Begin here": {"demo": demo, "doctor": doctor, "selftest": selftest},
+    "A cluster": {"join": join, "machines": machines, "up": up, "ps": ps, "down": down},
     "Cut and publish": {
         "plan": plan,
         "split": split,
@@ -84,8 +89,9 @@ COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
 for panel, commands in COMMANDS.items():
     for name, body in commands.items():
         app.command(name, cls=Command, rich_help_panel=panel)(flattened(body))
+app.add_typer(cluster_app, rich_help_panel="A cluster")
 app.add_typer(hub_app, rich_help_panel="A Hub and a cluster of your own")
-app.add_typer(resident_app, rich_help_panel="A Hub and a cluster of your own")
+app.add_typer(resident_app, rich_help_panel="A cluster")
 app.add_typer(certs_app, rich_help_panel="A Hub and a cluster of your own")
 
 

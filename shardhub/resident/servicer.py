@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -11,9 +12,12 @@ from shardhub.errors import AccessError, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.link import order_value, want_message
 from shardhub.resident.machine import Introduction
+from shardhub.resident.order import MAX_ORDER_BYTES
+from shardhub.resident.reading import read_files
 from shardhub.resident.resident import Resident
 from shardhub.security.certificates import Role
 from shardhub.seldom import Seldom
+from shardhub.splitting.file_order import FileOrder
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.answers import Context, answers
 from shardhub.wire.caller_check import caller, require
@@ -72,6 +76,15 @@ class MachineServicer(ResidentServicer):
     @answers
     async def Probe(self, request: pb.ProbeMachineRequest, context: Context) -> pb.ProbeMachineReply:  # noqa: N802
         return pb.ProbeMachineReply()
+
+    @answers
+    async def ReadFiles(self, request: pb.ReadFilesRequest, context: Context) -> None:  # noqa: N802
+        """Read weight files, and send how far that is; the end of the call ends it."""
+        require(Role.MEMBER, "have files read")
+        order = decode(FileOrder, request.order, where=_caller_name(context), limit_bytes=MAX_ORDER_BYTES)
+        async with aclosing(read_files(order)) as reports:
+            async for report in reports:
+                await context.write(pb.ReadFilesReply(report=encode(report)))
 
 
 def _caller_name(context: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,9 +16,11 @@ from shardhub.listening import is_unspecified
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.link import GrpcResidents
-from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
+from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
 from shardhub.resident.order import HandedDocument, Order
 from shardhub.resident.reach import reach
+from shardhub.resident.reading import ReadReport
+from shardhub.splitting.file_order import FileOrder
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
 from shardhub.usecases.loop import LoopThread
 
@@ -26,6 +28,8 @@ from shardhub.usecases.loop import LoopThread
 _ANSWER_S = 5.0
 # Between two looks at who is there, while machines are watched.
 _AGAIN_S = 2.0
+# How quickly a thread that waits for a change sees a signal.
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,33 +252,67 @@ class Cluster:
         """
         return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
 
-    def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
-        """All machines, now and after each change, at most five times a second each; never ends by itself."""
+    def say_goodbye(self) -> None:
+        """Tell all machines that answer that this one leaves the cluster for good.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
+        self._loop.wait(self._say_goodbye())
+
+    def read_files(
+        self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
+    ) -> dict[str, str]:
+        """Have machines read weight files into their caches, all at once; returns the sha256 of the files by key.
+
+        The first machine that fails ends the reading on all. What was read until then is kept.
+
+        Args:
+            orders: What each machine reads, by its name.
+            progress: Called with a machine's name and its reports, from another thread.
+
+        Raises:
+            ShardhubError: A machine does not answer or cannot read its files; the message names it.
+        """
+        return self._loop.wait(self._read_files(orders, progress))
+
+    def watch(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[tuple[ClusterMachine, ...]]:
+        """All machines, now and after each change, at most five times a second each.
+
+        It ends once `is_over` says so, or if this machine's resident ends.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        machines = self.machines()
-        states = {"" if machine.is_own else machine.name: machine.state for machine in machines}
+        first = self.machines()
+        # Machines that are not followed yet are as they were at first.
+        states = {"" if machine.is_own else machine.name: machine.state for machine in first}
         watching = self._loop.submit(self._watch_all(states, changes))
         try:
-            yield machines
-            while True:
-                self._wait_for(changes, watching)
+            yield first
+            while self._has_changed(changes, watching, is_over):
                 yield _joined(states)
         finally:
             watching.cancel()
 
-    def _wait_for(self, changes: queue.SimpleQueue[None], watching: Future[None]) -> None:
-        """Wait for a change, seeing signals meanwhile; several at once count as one."""
-        while True:
+    def _has_changed(
+        self, changes: queue.SimpleQueue[None], watching: Future[None], is_over: Callable[[], bool]
+    ) -> bool:
+        """Wait for a change, seeing signals meanwhile; several at once count as one. False if none will come."""
+        while not is_over():
             try:
-                changes.get(timeout=0.2)
+                changes.get(timeout=_POLL_S)
             except queue.Empty:
                 if watching.done():
                     watching.result()
+                    return False
                 continue
             with suppress(queue.Empty):
                 while True:
                     changes.get_nowait()
-            return
+            return True
+        return False
 
     async def _watch_all(self, states: dict[str, MachineState | None], changes: queue.SimpleQueue[None]) -> None:
         """Follow this machine's resident and, as it names them, all others."""
@@ -313,6 +351,52 @@ class Cluster:
         own = await self._link.describe()
         states = await asyncio.gather(*(self._state_of(member) for member in own.members))
         return _joined({"": own, **{member.name: state for member, state in zip(own.members, states, strict=True)}})
+
+    async def _read_files(
+        self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
+    ) -> dict[str, str]:
+        own = await self._link.describe()
+        digests: dict[str, str] = {}
+
+        addresses = {member.name: member.addresses for member in own.members}
+
+        async def read(name: str, order: FileOrder) -> None:
+            link = (
+                self._link if name == own.name else await reach(self._dialer, name, addresses[name], clock=self._clock)
+            )
+            try:
+                async for report in link.read_files(order):
+                    progress(name, report)
+                    digests.update(report.digests or {})
+            except ShardhubError as error:
+                what = f"{name} could not read its layers: {error.what}"
+                raise type(error)(what, why=error.why, hint=error.hint) from error
+            finally:
+                if link is not self._link:
+                    await link.close()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, order in orders.items():
+                    group.create_task(read(name, order))
+        except* ShardhubError as errors:
+            raise errors.exceptions[0] from None
+        return digests
+
+    async def _say_goodbye(self) -> None:
+        own = await self._link.describe()
+        said = Introduction(at=self._clock.date(), facts=own.facts, left=(own.name,))
+
+        async def tell(member: KnownMachine) -> None:
+            with suppress(ShardhubError, TimeoutError):
+                async with self._clock.timeout(_ANSWER_S):
+                    link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
+                    try:
+                        await link.introduce(said)
+                    finally:
+                        await link.close()
+
+        await asyncio.gather(*map(tell, own.members))
 
     async def _state_of(self, member: KnownMachine) -> MachineState | None:
         try:

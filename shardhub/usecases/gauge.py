@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psutil
 from pydantic import Field
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
@@ -26,6 +25,7 @@ from shardhub.memory_limits import available_memory, installed_memory
 from shardhub.parity import numeric_class
 from shardhub.regular_files import read_file
 from shardhub.resident.machine import MAX_ADDRESSES, MachineFacts, Report, Speed
+from shardhub.resident.records import process_bytes
 from shardhub.resident.words import switch
 from shardhub.version import __version__
 from shardhub.whole_files import write_whole
@@ -168,7 +168,7 @@ class MachineGauge:
         measured()
 
     def _read(self) -> dict[str, object]:
-        held = sum(map(_held_bytes, self._node_pids()))
+        held = sum(map(process_bytes, self._node_pids()))
         now = int(available_memory() * _FREE_SHARE) + held
         measured = self._kept()
         most = int(self._facts.memory_bytes * _SHARE) if measured is None else measured.budget_bytes
@@ -207,13 +207,6 @@ def _version(name: str) -> str:
 def _printable(text: str) -> str:
     """A name as documents hold it."""
     return "".join(char if " " <= char <= "~" else "?" for char in text)[:200]
-
-
-def _held_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def _free_bytes(folder: Path) -> int:

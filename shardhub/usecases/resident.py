@@ -15,11 +15,13 @@ from typing import Literal
 
 import psutil
 
-from shardhub.address import Address, ip_of
+from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK
+from shardhub.discovery.choice import for_others
+from shardhub.discovery.interfaces import announced_hosts, own_interfaces
 from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
 from shardhub.hub.cache import Cache
-from shardhub.listening import addresses_at, check_reach
+from shardhub.listening import addresses_at, check_reach, is_unspecified
 from shardhub.naming import RESIDENT_PORT
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
@@ -61,6 +63,7 @@ class ResidentSettings:
         node_options: Further words of `shardhub serve` for every node.
         pace: How often it speaks with others.
         is_measured: Whether it measures its machine's speed.
+        is_discovered: Whether the machine is announced on the local network, and others are noticed there.
     """
 
     place: ClusterPlace = field(default_factory=ClusterPlace)
@@ -72,6 +75,7 @@ class ResidentSettings:
     node_options: tuple[str, ...] = ()
     pace: Pace = USUAL_PACE
     is_measured: bool = True
+    is_discovered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +142,7 @@ async def _run(
 ) -> int:
     stopping = _Stopping()
     folder, trust = settings.place.folder, settings.place.trust() if not settings.insecure_lan else None
-    host = settings.host or ("0.0.0.0" if trust is not None or settings.insecure_lan else "127.0.0.1")  # noqa: S104
+    host = settings.host or (everywhere() if trust is not None or settings.insecure_lan else "127.0.0.1")
     check_reach(
         host,
         is_safe=trust is not None or settings.insecure_lan,
@@ -230,14 +234,27 @@ def _who(settings: ResidentSettings, trust: Trust | None) -> tuple[str, Literal[
     return peer.name, "member" if peer.role is Role.MEMBER else "node"
 
 
+def everywhere() -> str:
+    """The host to listen on for all of this machine's networks: that of IPv6 where it has no address of IPv4."""
+    has_ipv4 = bool(announced_hosts(own_interfaces(), "0.0.0.0"))  # noqa: S104
+    return "0.0.0.0" if has_ipv4 or not announced_hosts(own_interfaces(), "::") else "::"  # noqa: S104
+
+
 def resident_addresses(host: str, port: int) -> list[str]:
-    """Where other machines may reach a resident that listens on a host; loopback only if it listens nowhere else."""
+    """Where other machines may reach a resident that listens on a host, the best first."""
+    addresses = [str(Address(each, port)) for each in reached_hosts(host)]
+    return list(for_others(addresses)) or addresses
+
+
+def reached_hosts(host: str) -> tuple[str, ...]:
+    """This machine's addresses at which others reach what listens on a host; loopback only if there are no others."""
     try:
-        hosts = addresses_at(host)
+        resolved = addresses_at(host)
     except AddressError:
-        return []
-    others = [each for each in hosts if not ip_of(each).is_loopback]
-    return [str(Address(each, port)) for each in others or hosts]
+        return ()
+    if is_unspecified(host):
+        return announced_hosts(own_interfaces(), host) or tuple(resolved[:1])
+    return tuple(resolved)
 
 
 async def _keep_logs_short(log_file: Path, nodes: Nodes) -> None:
@@ -332,6 +349,7 @@ def resident_words(settings: ResidentSettings) -> list[str]:
         *option("name", settings.name),
         *option("host", settings.host),
         *switch("insecure-lan", settings.insecure_lan),
+        *switch("no-discovery", not settings.is_discovered),
         *(word for seed in settings.seeds for word in option("seed", seed)),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
+from shardhub.cli.machine_flags import NoDiscovery
 from shardhub.cli.options import Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.run import run as carry_out
@@ -62,6 +64,8 @@ class ResidentFlags(PlaceFlags):
         ),
     ] = None
 
+    no_discovery: NoDiscovery = False
+
     def settings(self) -> ResidentSettings:
         """The same for the library."""
         from shardhub.address import Address
@@ -75,11 +79,13 @@ class ResidentFlags(PlaceFlags):
             port=self.port,
             insecure_lan=self.insecure_lan,
             seeds=seeds,
+            is_discovered=not self.no_discovery,
         )
 
 
 def run(machine: ResidentFlags, output: Output) -> int:
     """Run the resident here until SIGTERM, which leaves its nodes to the next one; Ctrl-C ends them too."""
+    from shardhub.usecases.companions import CompanySettings, company
     from shardhub.usecases.resident import run_resident
 
     _log_with_dates(is_debugging=output.debug)
@@ -90,7 +96,10 @@ def run(machine: ResidentFlags, output: Output) -> int:
         else:
             announce(f"{running.name}: resident at {running.address}")
 
-    return run_resident(machine.settings(), on_ready=ready)
+    settings = machine.settings()
+    return run_resident(
+        settings, companions=[company(CompanySettings(is_discovered=settings.is_discovered))], on_ready=ready
+    )
 
 
 def start(machine: ResidentFlags, output: Output) -> int:
@@ -190,6 +199,17 @@ def measure(machine: PlaceFlags, output: Output) -> int:
     return 0
 
 
+def read_files(output: Output) -> int:
+    """Read the weight files of an order on stdin into the cache, as the resident does for `up`."""
+    from shardhub.usecases.reading import answer_order
+
+    def write(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    return answer_order(sys.stdin.buffer.read(), write)
+
+
 def _show(status: ResidentStatus, output: Output, place: ClusterPlace | None = None) -> None:
     if output.as_json:
         record = {
@@ -247,7 +267,8 @@ def _log_with_dates(*, is_debugging: bool) -> None:
     for handler in root.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if not is_debugging:
-        logging.getLogger("shardhub.resident").setLevel(logging.INFO)
+        for name in ("resident", "discovery", "usecases.companions", "security.desk"):
+            logging.getLogger(f"shardhub.{name}").setLevel(logging.INFO)
 
 
 resident_app = make_group(
@@ -259,6 +280,7 @@ resident_app = make_group(
 RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, install, uninstall, measure)
 for command in RESIDENT_COMMANDS:
     resident_app.command(cls=Command)(flattened(command))
+resident_app.command("read-files", cls=Command, hidden=True)(flattened(read_files))
 
 
 @resident_app.callback()
