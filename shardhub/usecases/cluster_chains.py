@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from shardhub.errors import NodeUnreachable, ShardhubError
 from shardhub.usecases.chains_up import ChainUp
-from shardhub.usecases.cluster import ClusterSettings, ServedPipeline, open_cluster, pipelines_of
+from shardhub.usecases.cluster import ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace
+from shardhub.usecases.cluster_view import ServedPipeline, pipelines_of
 from shardhub.usecases.served import none_given, place_of
 from shardhub.usecases.start_head import HeadSettings
 

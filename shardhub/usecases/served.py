@@ -10,8 +10,9 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError, UsageError
 from shardhub.resident.deployments import HANDED_ON
 from shardhub.security.trust import Security
-from shardhub.usecases.cluster import Cluster, ClusterSettings, ServedPipeline, open_cluster, pipelines_of
+from shardhub.usecases.cluster import Cluster, ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
+from shardhub.usecases.cluster_view import ServedPipeline, pipelines_of
 from shardhub.usecases.deployed import check_up, progress_of, raise_failure
 from shardhub.usecases.watcher import SILENT, Watcher
 

@@ -24,7 +24,8 @@ from shardhub.sizes import size_text
 
 if TYPE_CHECKING:
     from shardhub.usecases.cluster_place import ClusterPlace
-    from shardhub.usecases.resident import ResidentSettings, ResidentStatus, RunningResident
+    from shardhub.usecases.resident import ResidentSettings, RunningResident
+    from shardhub.usecases.resident_process import ResidentStatus
 
 
 @flags("Machine")
@@ -104,7 +105,7 @@ def run(machine: ResidentFlags, output: Output) -> int:
 
 def start(machine: ResidentFlags, output: Output) -> int:
     """Start the resident in the background, unless one runs; it ends with a reboot (see `install`)."""
-    from shardhub.usecases.resident import ensure_running
+    from shardhub.usecases.resident_process import ensure_running
 
     status = ensure_running(machine.settings(), Terminal())
     _show(status, output)
@@ -154,7 +155,7 @@ class StopFlags(PlaceFlags):
 
 def stop(machine: StopFlags, output: Output) -> int:
     """End the resident and its nodes; a node first finishes its sessions, for up to 30 seconds."""
-    from shardhub.usecases.resident import stop_resident
+    from shardhub.usecases.resident_process import stop_resident
 
     was_running = stop_resident(machine.place(), keep_nodes=machine.keep_nodes)
     if output.as_json:
@@ -166,7 +167,7 @@ def stop(machine: StopFlags, output: Output) -> int:
 
 def status(machine: PlaceFlags, output: Output) -> int:
     """Show whether the resident runs, and its nodes; exit code 1 if it does not run."""
-    from shardhub.usecases.resident import resident_status
+    from shardhub.usecases.resident_process import resident_status
 
     place = machine.place()
     current = resident_status(place)
@@ -176,7 +177,7 @@ def status(machine: PlaceFlags, output: Output) -> int:
 
 def logs(machine: PlaceFlags, output: Output) -> int:
     """Print the log of a resident that runs in the background."""
-    from shardhub.usecases.resident import resident_log
+    from shardhub.usecases.resident_process import resident_log
 
     text = resident_log(machine.place())
     print(json.dumps({"log": text}) if output.as_json else text, end="\n" if output.as_json else "")
