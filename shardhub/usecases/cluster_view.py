@@ -10,13 +10,6 @@ from shardhub.listening import is_unspecified
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.machine import KnownMachine, MachineFacts, MachineState, NodeReport
 
-# A machine that is asked for its state answers from memory.
-_ANSWER_S = 5.0
-# Between two looks at who is there, while machines are watched.
-_AGAIN_S = 2.0
-# How quickly a thread that waits for a change sees a signal.
-_POLL_S = 0.2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterMachine:

@@ -1,4 +1,4 @@
-"""The resident as a process: run in the foreground, started in the background, looked at, and stopped."""
+"""The resident, run in this process: put together, and kept until a signal ends it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,6 @@ from shardhub.version import __version__
 
 log = logging.getLogger(__name__)
 
-# A resident loads no MLX, but Python's compiler may have to work on a new installation.
-_START_S = 60.0
-_LOOK_S = 0.05
-_STOP_S = 60.0
 _SHORTEN_EVERY_S = 60.0
 
 
