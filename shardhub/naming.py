@@ -50,6 +50,11 @@ CARD_FILE = "README.md"
 PICTURE_FILE = "page.png"
 
 
+def handed_name(index: int, file: str) -> str:
+    """Name of a shard's document where the documents of all shards lie in the pipeline's folder."""
+    return f"shard-{index:05d}.{file}"
+
+
 def shard_name(name: str, index: int) -> str:
     """Name of a shard repo or folder, `index` from 0."""
     return f"{name}-shard-{index}"

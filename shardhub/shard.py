@@ -31,8 +31,10 @@ from shardhub.naming import (
     CONFIG_FILE,
     MANIFEST_FILE,
     PROOF_FILE,
+    RANGES_FILE,
     STAGE_FILE,
     check_is_text,
+    handed_name,
 )
 from shardhub.regular_files import read_file
 from shardhub.tensors import TensorSpec
@@ -96,6 +98,17 @@ class Pipeline:
                 if (folder / STAGE_FILE).is_file():
                     return folder
         return None
+
+    def shard_documents(self, index: int) -> Mapping[str, Path]:
+        """Paths of a shard's documents by their names, if they lie in the pipeline's folder; else empty.
+
+        They do where a pipeline is handed from machine to machine and is published nowhere.
+        """
+        if not (self.folder / handed_name(index, STAGE_FILE)).is_file():
+            return {}
+        own = {name: self.folder / handed_name(index, name) for name in (STAGE_FILE, PROOF_FILE, RANGES_FILE)}
+        common = {name: self.folder / name for name in (CATALOGUE_FILE, CONFIG_FILE)}
+        return {name: path for name, path in (own | common).items() if path.is_file()}
 
 
 def read_shard(folder: Path) -> Shard:

@@ -40,3 +40,8 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise UsageError(f"{text[:80]!r} is not an amount of memory.", hint="Write it like 12GB, 512MB or 16GiB.")
     return size
+
+
+def rate_text(per_s: float) -> str:
+    """A number of tokens a second: three digits, and no more precise than predictions are."""
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"

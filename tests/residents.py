@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,10 +38,17 @@ class ResidentProcess(Announced):
         tls: Folder of its certificate; None runs it without TLS, on loopback.
         seeds: Addresses of others.
         options: More options.
+        env: Further environment variables.
     """
 
     def __init__(
-        self, folder: Path, *, tls: Path | None = None, seeds: tuple[str, ...] = (), options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        tls: Path | None = None,
+        seeds: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.place = ClusterPlace(state=folder, tls=tls)
         measured = self.place.folder.path / MEASURED_FILE
@@ -49,7 +56,8 @@ class ResidentProcess(Announced):
         words = ["--no-discovery", *(["--tls", str(tls)] if tls is not None else []), *options]
         for seed in seeds:
             words += ["--seed", seed]
-        super().__init__("resident run", *words, env={"SHARDHUB_STATE": str(folder), "SHARDHUB_BLAS": "reference"})
+        own = {"SHARDHUB_STATE": str(folder), "SHARDHUB_BLAS": "reference"}
+        super().__init__("resident run", *words, env={**own, **(env or {})})
 
     @property
     def address(self) -> str:
@@ -78,13 +86,21 @@ def end_all(residents: Iterable[ResidentProcess]) -> None:
 
 
 def member(
-    cluster: Cluster, folder: Path, name: str, *, seeds: tuple[str, ...] = (), host: str = "127.0.0.1", port: int = 0
+    cluster: Cluster,
+    folder: Path,
+    name: str,
+    *,
+    seeds: tuple[str, ...] = (),
+    host: str = "127.0.0.1",
+    port: int = 0,
+    env: Mapping[str, str] | None = None,
 ) -> ResidentProcess:
     """A resident of a machine with a member's certificate."""
     tls = cluster.folder / f"{name}-{Role.MEMBER.value}"
     if not tls.exists():
         cluster.issue(name, Role.MEMBER)
-    return ResidentProcess(folder / name, tls=tls, seeds=seeds, options=("--host", host, "--port", str(port)))
+    options = ("--host", host, "--port", str(port))
+    return ResidentProcess(folder / name, tls=tls, seeds=seeds, options=options, env=env)
 
 
 def deployed(

@@ -13,7 +13,7 @@ from shardhub.checkpoint.config import num_layers, text_config
 from shardhub.checkpoint.tensor_names import is_expert, layer_index, place
 from shardhub.planning.plan import LayerCosts, ModelCosts
 from shardhub.sizes import size_text
-from shardhub.tensors import DTYPE_SIZES
+from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 # Positions of the prefill chunk for which the memory peak is estimated.
 PREFILL_CHUNK = 512
@@ -54,15 +54,21 @@ def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
     Raises:
         UnsupportedModel: The configuration does not state the number of layers.
     """
-    layers = num_layers(checkpoint.config)
-    config = text_config(checkpoint.config)
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    return costs_of(checkpoint.config, specs, context)
+
+
+def costs_of(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], context: int) -> ModelCosts:
+    """As `model_costs`, from a configuration and the dtype and shape of each tensor."""
+    layers = num_layers(config)
+    config = text_config(config)
     notes: list[str] = []
-    used, experts = _expert_share(config, checkpoint, notes)
+    used, experts = _expert_share(config, specs, notes)
     held, read = [0] * layers, [0] * layers
     embedding = head = other = 0
     has_output = False
-    for name, tensor in checkpoint.tensors.items():
-        size = tensor.stop - tensor.start
+    for name, spec in specs.items():
+        size = spec.size_bytes
         where = place(name, layers)
         if where == "layer":
             index = layer_index(name, layers)
@@ -73,7 +79,7 @@ def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
             embedding += size
         elif where == "head":
             head += size
-            has_output = has_output or len(tensor.spec.shape) > 1
+            has_output = has_output or len(spec.shape) > 1
         else:
             other += size
     if other:
@@ -84,7 +90,7 @@ def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
     trained = config.get("max_position_embeddings")
     if isinstance(trained, int) and context > trained:
         notes.append(f"A context of {context} is more than the {trained} positions config.json states.")
-    width = DTYPE_SIZES[_hidden_dtype(checkpoint)]
+    width = DTYPE_SIZES[_hidden_dtype(specs)]
     kv = _kv_by_layer(config, layers, width, notes)
     return ModelCosts(
         layers=tuple(
@@ -106,14 +112,14 @@ def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
     )
 
 
-def _hidden_dtype(checkpoint: Checkpoint) -> str:
-    counts = Counter(tensor.spec.dtype for tensor in checkpoint.tensors.values() if tensor.spec.dtype in _FLOATS)
+def _hidden_dtype(specs: Mapping[str, TensorSpec]) -> str:
+    counts = Counter(spec.dtype for spec in specs.values() if spec.dtype in _FLOATS)
     return counts.most_common(1)[0][0] if counts else "F16"
 
 
-def _expert_share(config: Mapping[str, Any], checkpoint: Checkpoint, notes: list[str]) -> tuple[int, int]:
+def _expert_share(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], notes: list[str]) -> tuple[int, int]:
     """Number of experts that a token uses, and number of experts in all."""
-    if not any(is_expert(name) for name in checkpoint.tensors):
+    if not any(is_expert(name) for name in specs):
         return 1, 1
     total, used = _first_int(config, _EXPERTS), _first_int(config, _EXPERTS_USED)
     if total and used and used <= total:

@@ -34,6 +34,7 @@ from shardhub.cli.commands.split import split
 from shardhub.cli.commands.split_and_push import split_and_push
 from shardhub.cli.commands.status import status
 from shardhub.cli.commands.unpublish import unpublish
+from shardhub.cli.commands.up import down, ps, up
 from shardhub.cli.commands.verify import verify
 from shardhub.cli.flags import flattened
 from shardhub.cli.help import Command, make_group
@@ -70,7 +71,7 @@ def root(
 # In the order of use.
 COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     "Begin here": {"demo": demo, "doctor": doctor, "selftest": selftest},
-    "A cluster": {"join": join, "machines": machines},
+    "A cluster": {"join": join, "machines": machines, "up": up, "ps": ps, "down": down},
     "Cut and publish": {
         "plan": plan,
         "split": split,

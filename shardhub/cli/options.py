@@ -12,7 +12,7 @@ from shardhub.blas import Blas, choose_blas
 from shardhub.chain.settings import Recovery
 from shardhub.cli.flags import flags
 from shardhub.cli.run import print_error
-from shardhub.errors import ShardhubError, UsageError, outcome
+from shardhub.errors import ShardhubError, outcome
 from shardhub.limits import MAX_DRAFT
 from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
@@ -247,33 +247,6 @@ class CheckFlags:
         from shardhub.usecases.parity import ParitySettings
 
         return ParitySettings(skip=self.no_parity, memory=self.memory, allow_inexact=self.allow_inexact)
-
-
-@flags("Pipeline")
-class PipelineFlags:
-    """The pipeline, given as an argument or with --manifest."""
-
-    pipeline: Annotated[
-        str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
-    ] = None
-    manifest: Annotated[str | None, typer.Option("--manifest", help="The same, as an option.")] = None
-
-    def named(self, command: str) -> str:
-        """The pipeline's folder or Hub id.
-
-        Args:
-            command: Name of the command, for messages.
-
-        Raises:
-            UsageError: No pipeline is given, or two different ones.
-        """
-        given = {text for text in (self.pipeline, self.manifest) if text is not None}
-        if len(given) != 1:
-            raise UsageError(
-                "No pipeline was given." if not given else "Two pipelines were given.",
-                hint=f"Give one folder or repo, such as: shardhub {command} ORG/MODEL-pipeline",
-            )
-        return given.pop()
 
 
 @flags("Cache")

@@ -28,6 +28,7 @@ FLAGS = {
     "machines": "--machine",
     "neighbours": "--neighbour",
     "mode": "--q-mode",
+    "model_names": "--model-name",
     "nodes": "--node",
     "num_prompt": "--prompt-tokens",
     "num_tokens": "--tokens",

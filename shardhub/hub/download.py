@@ -159,6 +159,43 @@ def fetch_blob(
         return cache.blob(sha256)
 
 
+def fetch_unknown(
+    origin: Origin,
+    *,
+    key: str,
+    cache: Cache,
+    notice: Callable[[str], None],
+    progress: Callable[[int], None],
+    traffic: Traffic | None = None,
+) -> str:
+    """Fetch a file whose sha256 nobody knows yet into the cache; returns the sha256.
+
+    What an earlier fetch of the same key left behind is continued.
+
+    Args:
+        origin: Where it comes from.
+        key: Digest of what it is made of.
+        cache, notice, progress, traffic: As for `fetch_blob`.
+
+    Raises:
+        As `Origin.read`, `Cache.writing` and `locked`.
+    """
+
+    def sleep(duration_s: float) -> None:
+        time.sleep(duration_s)
+        progress(0)
+
+    with (
+        cache.writing(),
+        locked(cache.lock_file(key), what=origin.name, notice=notice, sleep=sleep) as is_locked,
+    ):
+        partial = cache.partial(key, is_locked=is_locked)
+        sha256 = _fetch_rest(origin, partial, progress, traffic or Traffic())
+        os.replace(partial, cache.blob(sha256))
+        sync_folder(cache.blobs)
+        return sha256
+
+
 class _Counted:
     """Passes on progress, and can take it back."""
 

@@ -23,6 +23,7 @@ from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.published_commit import pinned_by_pipeline
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
+from shardhub.hub.shard_documents import ShardDocuments, cached_as
 from shardhub.hub.snapshot import FetchProgress, Snapshot
 from shardhub.hub.traffic import Traffic
 from shardhub.locks import locked, locked_at_once
@@ -139,6 +140,21 @@ class Fetcher:
         """
         return self._at(reference, commit or self._commit(reference), digest, only_pipeline=only_pipeline)
 
+    def from_documents(self, pipeline: Pipeline, index: int) -> Shard:
+        """Read a shard whose documents lie in the pipeline's folder; its weights are fetched if they are not cached.
+
+        Raises:
+            NotFound: No neighbour and no source has a weight file.
+            As `fetch`.
+        """
+        place, digest = cached_as(pipeline, index), pipeline.manifest.stages[index].digest
+        folder = self.cache.snapshot(place.repo, place.commit)
+        if folder is None:
+            documents = ShardDocuments(place, pipeline.shard_documents(index), self.api, self._patience)
+            folder = self._bring(Reference(repo=place.repo, revision=place.commit), documents, digest)
+        self.cache.use(folder)
+        return read_shard(folder)
+
     def pull(self, reference: Reference) -> Path:
         """As `fetch`, but cached files are read again, and those that the disk has damaged are fetched again."""
         commit = self._commit(reference)
@@ -168,9 +184,10 @@ class Fetcher:
     def _at(self, reference: Reference, commit: str, digest: str | None, *, only_pipeline: bool = False) -> Path:
         folder = self.cache.snapshot(reference.repo, commit)
         if folder is None:
+            repo = PinnedRepo(self.api, reference.repo, commit, self._patience)
             if only_pipeline:
-                _check_pipeline(PinnedRepo(self.api, reference.repo, commit, self._patience))
-            folder = self._bring(reference, commit, digest)
+                _check_pipeline(repo)
+            folder = self._bring(reference, repo, digest)
         with suppress(AccessError):  # a read-only cache is used anyway
             self.cache.remember(reference.repo, reference.revision or DEFAULT_REF, commit)
         self.cache.use(folder)
@@ -198,8 +215,8 @@ class Fetcher:
             return known
         return commit
 
-    def _bring(self, reference: Reference, commit: str, digest: str | None) -> Path:
-        cache, repo = self.cache, PinnedRepo(self.api, reference.repo, commit, self._patience)
+    def _bring(self, reference: Reference, repo: PinnedRepo, digest: str | None) -> Path:
+        cache, commit = self.cache, repo.commit
         cache.prepare()
         try:
             self._make_room(repo)

@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shardhub.errors import NotFound, ShardhubError
 from shardhub.hub.cache import Cache
+from shardhub.hub.gather import cut_journal
 from shardhub.manifest import Stage, decode_identified
 from shardhub.naming import COMMIT_PATTERN, STAGE_FILE
 from shardhub.regular_files import open_descriptor
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 class SharedFiles:
     """Weight files of a cache, which is read and never changed.
 
-    A file is shared if a shard of the cache names it, complete or still being fetched: a file gets its name in the
-    cache only once it is whole and its digest was checked.
+    A file is shared if a shard of the cache names it, complete or still being fetched, or if it was put together here
+    for a cluster: a file gets its name in the cache only once it is whole and its digest was checked.
 
     Args:
         cache: The cache.
@@ -43,6 +44,7 @@ class SharedFiles:
             folder: known[folder] if folder in known else self._weight_files(folder) for folder in self._shard_folders()
         }
         self._sizes = {sha256: size for files in self._shards.values() for sha256, size in files.items()}
+        self._sizes |= {sha256: size for sha256 in self._cut() if (size := self._cached_bytes(sha256)) is not None}
 
     def size_bytes(self, sha256: str) -> int | None:
         """Size of a shared file, as of the last look; None if it is not shared."""
@@ -83,9 +85,21 @@ class SharedFiles:
             return {}
         return {file.sha256: file.size_bytes for file in stage.weight_files}
 
+    def _cut(self) -> Collection[str]:
+        """sha256 of the files that were put together here."""
+        try:
+            return cut_journal(self._cache).digests.values()
+        except ShardhubError as error:
+            log.warning("weight files that were put together here are not shared: %s", error)
+            return ()
+
     def _is_here(self, sha256: str, size_bytes: int) -> bool:
+        return self._cached_bytes(sha256) == size_bytes
+
+    def _cached_bytes(self, sha256: str) -> int | None:
+        """Size of a file in the cache; None if it is not there."""
         try:
             status = self._cache.blob(sha256).lstat()
         except OSError:
-            return False
-        return stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from shardhub.resident.machine import Introduction, KnownOrders, MachineState
 from shardhub.resident.order import Order
+from shardhub.resident.reading import ReadReport
+from shardhub.splitting.file_order import FileOrder
 
 
 class ResidentLink(Protocol):
@@ -38,6 +40,12 @@ class ResidentLink(Protocol):
 
     async def probe(self, payload: bytes) -> None:
         """Have a payload answered at once."""
+
+    def read_files(self, order: FileOrder) -> AsyncIterator[ReadReport]:
+        """Have weight files read into the machine's cache; the last report has their sha256.
+
+        The end of the iteration ends the reading; the next one for the same files continues it.
+        """
 
     async def close(self) -> None:
         """Close the connection."""

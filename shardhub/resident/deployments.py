@@ -13,8 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Digest, Document
+from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Digest, Document, Size
 from shardhub.naming import PLAIN_FILE_PATTERN
+from shardhub.placing.wishes import Wishes
+from shardhub.planning.plan import LayerCosts, ModelCosts
 from shardhub.security.certificates import NAME_PATTERN
 
 MAX_DEPLOYMENTS = 256
@@ -59,6 +61,77 @@ class Capacity(Document):
     kv_bits: Literal[4, 8] | None = None
 
 
+class PlacedModel(Document):
+    """What placing knows of a model, so that any member can place its layers again when machines are gone.
+
+    Attributes:
+        layers: Of each layer: bytes held, bytes read a token, bytes of KV a position, positions that its KV is limited
+            to (0 for none), and bytes of KV that do not depend on the context.
+        embedding_bytes, head_bytes, tied_bytes, hidden_size, prefill_bytes: As of `ModelCosts`.
+        context, sessions, objective: As of `Wishes`.
+    """
+
+    layers: Annotated[tuple[tuple[Size, Size, Size, Size, Size], ...], Field(min_length=1, max_length=MAX_LAYERS)]
+    embedding_bytes: Size
+    head_bytes: Size
+    tied_bytes: Size
+    hidden_size: Size
+    prefill_bytes: Size
+    context: Annotated[int, Field(ge=1, le=1 << 31)]
+    sessions: Annotated[int, Field(ge=1, le=4096)]
+    objective: Literal["latency", "throughput"]
+
+    @classmethod
+    def of(cls, costs: ModelCosts, wishes: Wishes) -> PlacedModel:
+        """A model's costs, and what it is placed for."""
+        return cls(
+            layers=tuple(
+                (
+                    layer.size_bytes,
+                    layer.read_bytes,
+                    layer.kv_bytes_per_token,
+                    layer.kv_window or 0,
+                    layer.kv_fixed_bytes,
+                )
+                for layer in costs.layers
+            ),
+            embedding_bytes=costs.embedding_bytes,
+            head_bytes=costs.head_bytes,
+            tied_bytes=costs.tied_bytes,
+            hidden_size=costs.hidden_size,
+            prefill_bytes=costs.prefill_bytes,
+            context=wishes.context,
+            sessions=wishes.sessions,
+            objective=wishes.objective,
+        )
+
+    @property
+    def costs(self) -> ModelCosts:
+        """The costs again."""
+        return ModelCosts(
+            layers=tuple(
+                LayerCosts(
+                    size_bytes=size,
+                    read_bytes=read,
+                    kv_bytes_per_token=kv,
+                    kv_window=window or None,
+                    kv_fixed_bytes=fixed,
+                )
+                for size, read, kv, window, fixed in self.layers
+            ),
+            embedding_bytes=self.embedding_bytes,
+            head_bytes=self.head_bytes,
+            tied_bytes=self.tied_bytes,
+            hidden_size=self.hidden_size,
+            prefill_bytes=self.prefill_bytes,
+        )
+
+    @property
+    def wishes(self) -> Wishes:
+        """What it is placed for."""
+        return Wishes(context=self.context, sessions=self.sessions, objective=self.objective)
+
+
 class Deployment(Document):
     """What is ordered for one pipeline.
 
@@ -71,7 +144,10 @@ class Deployment(Document):
             order.
         borders: Layers at which its shards begin, and its number of layers; if empty, those of the assignments.
         assignments: Which machines serve it; empty when it is not served any more.
+        placed: By which the layers of a machine that is gone are placed on others; None leaves them unserved.
     """
+
+    omitted_when_empty = ("placed",)
 
     kind: Literal["shardhub-deployment"] = "shardhub-deployment"
     format_version: Literal[1] = 1
@@ -79,17 +155,17 @@ class Deployment(Document):
     counter: Annotated[int, Field(ge=1, lt=1 << 53)]
     member: MachineName
     pipeline_id: Digest | None = None
-    place: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    # It becomes a word of a command: never an option of it.
+    place: Annotated[str, Field(pattern=r"^[^\x00-\x1f-][^\x00-\x1f]{0,4095}$")] | None = None
     capacity: Capacity = Capacity()
     borders: Annotated[tuple[Layer, ...], Field(max_length=MAX_STAGES + 1)] = ()
     assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_STAGES * MAX_REPLICAS)] = ()
+    placed: PlacedModel | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Deployment:
         if (self.pipeline_id is None) != (not self.assignments) or (self.place is None) != (not self.assignments):
             raise ValueError("a pipeline has an id, a place and machines that serve it, or none of these")
-        if len({(each.machine, each.replica) for each in self.assignments}) != len(self.assignments):
-            raise ValueError("a machine has two stages of one chain")
         last = {self._check_chain(replica) for replica in sorted({each.replica for each in self.assignments})}
         if len(last) > 1:
             raise ValueError("its chains have different numbers of layers")

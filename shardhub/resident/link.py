@@ -13,8 +13,10 @@ from shardhub.resident.calls import ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.machine import Introduction, KnownOrders, MachineState
 from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
+from shardhub.resident.reading import MAX_REPORT_BYTES, ReadReport
 from shardhub.security.certificates import Role
 from shardhub.security.trust import PLAIN, Security
+from shardhub.splitting.file_order import FileOrder
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
 from shardhub.wire.secure import OpenChannel, open_channel
@@ -109,6 +111,18 @@ class GrpcResidentLink:
     async def probe(self, payload: bytes) -> None:
         """Have a payload answered at once."""
         await self._call(self._stub.Probe, pb.ProbeMachineRequest(payload=payload), "measure the link")
+
+    async def read_files(self, order: FileOrder) -> AsyncIterator[ReadReport]:
+        """Have weight files read; see `ResidentLink.read_files`."""
+        self._check_trusted()
+        call = self._stub.ReadFiles(pb.ReadFilesRequest(order=encode(order)))
+        try:
+            async for reply in call:
+                yield decode(ReadReport, reply.report, where=self._address, limit_bytes=MAX_REPORT_BYTES)
+        except grpc.aio.AioRpcError as error:
+            raise await self._explained(error, "have weight files read") from error
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         """Close the connection."""

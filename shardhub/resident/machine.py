@@ -6,13 +6,13 @@ ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from shardhub.manifest import Digest, Document, NumericClass, ShortText, Size
-from shardhub.placing.cluster import MAX_MACHINES
+from shardhub.placing.cluster import MAX_MACHINES, Link, Machine
 from shardhub.resident.deployments import (
     MAX_DEPLOYMENTS,
     MAX_REPLICAS,
@@ -26,6 +26,8 @@ from shardhub.resident.records import Failure, Text
 
 # Of one machine: every interface may have several.
 MAX_ADDRESSES = 32
+# A machine that was not measured yet counts as one that reads memory as fast as an old laptop.
+UNMEASURED_BYTES_PER_S = 20e9
 MAX_NODES = MAX_DEPLOYMENTS * MAX_REPLICAS
 
 HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
@@ -78,6 +80,7 @@ class MachineFacts(Report):
         disk_free_bytes: Free bytes where weights are cached.
         addresses: Where its resident may be reached.
         links: What it measured to other machines.
+        held: Memory that nodes hold of its budget, by pipeline.
     """
 
     name: MachineName
@@ -97,11 +100,38 @@ class MachineFacts(Report):
     disk_free_bytes: Size = 0
     addresses: Annotated[tuple[HostPort, ...], Field(max_length=MAX_ADDRESSES)] = ()
     links: Annotated[tuple[MeasuredLink, ...], Field(max_length=MAX_MACHINES)] = ()
+    held: Annotated[dict[ShortText, Size], Field(max_length=MAX_DEPLOYMENTS)] = Field(default_factory=dict)
 
     @property
     def is_measured(self) -> bool:
         """Whether its speed is known."""
         return self.read_bytes_per_s > 0
+
+
+def as_placed(facts: MachineFacts, *, beside: str) -> Machine:
+    """A machine as placing takes it.
+
+    Args:
+        facts: What it says of itself.
+        beside: Name of the pipeline that is placed: what its nodes hold now is free for it.
+    """
+    held = sum(size for pipeline, size in facts.held.items() if pipeline != beside)
+    return Machine(
+        name=facts.name,
+        budget_bytes=max(0, facts.budget_bytes - held),
+        read_bytes_per_s=facts.read_bytes_per_s or UNMEASURED_BYTES_PER_S,
+        step_s=facts.step_s,
+        numeric_class=facts.numeric_class,
+    )
+
+
+def links_of(facts: Iterable[MachineFacts]) -> dict[tuple[str, str], Link]:
+    """What machines measured to each other, as placing takes it."""
+    return {
+        (each.name, link.machine): Link(round_trip_s=link.round_trip_s, bytes_per_s=link.bytes_per_s)
+        for each in facts
+        for link in each.links
+    }
 
 
 class NodeReport(Report):

@@ -102,7 +102,8 @@ def orders_for(deployments: Iterable[Deployment], machine: str) -> list[NodeOrde
 
 def _alone(deployment: Deployment) -> Deployment:
     """What every node of a deployment depends on: who ordered it how often, and other machines, changes none."""
-    return deployment.model_copy(update={"counter": 1, "member": "any", "borders": (), "assignments": ()})
+    same = {"counter": 1, "member": "any", "borders": (), "assignments": (), "placed": None}
+    return deployment.model_copy(update=same)
 
 
 class Nodes:

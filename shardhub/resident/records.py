@@ -103,6 +103,14 @@ class NodeRecord(Document):
             return None
 
 
+def process_bytes(pid: int) -> int:
+    """Memory that a process holds; 0 if it has ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def own_record() -> NodeRecord:
     """A record of this process, which has just begun."""
     return NodeRecord(pid=os.getpid(), began_at=psutil.Process().create_time())

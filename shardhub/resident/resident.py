@@ -10,10 +10,12 @@ from typing import Protocol
 from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.discovery.choice import for_others
-from shardhub.errors import Overloaded, ShardhubError
+from shardhub.errors import NotFound, Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
-from shardhub.resident.deployments import MAX_DEPLOYMENTS
+from shardhub.resident.deployments import MAX_DEPLOYMENTS, Deployment
 from shardhub.resident.gossip import Gossip
+from shardhub.resident.healer import Healer
+from shardhub.resident.healing import Sight
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.known import KnownMachines
 from shardhub.resident.machine import (
@@ -28,6 +30,7 @@ from shardhub.resident.machine import (
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.order import Order
 from shardhub.resident.pace import USUAL_PACE, Pace
+from shardhub.resident.records import process_bytes
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ class Resident:
         self._known = KnownMachines(gauge.facts.name, kept.members, kept.left)
         self._gossip = Gossip(self, self._known, dialer, keep_members=self._keep_members, pace=pace, clock=clock)
         self._watchers: dict[asyncio.Event, None] = {}
+        self._healer = Healer(self, clock=clock)
 
     def start(self, seeds: Iterable[str] = ()) -> None:
         """Begin to follow the kept orders, and to speak with other machines.
@@ -86,16 +90,23 @@ class Resident:
         self._folder.forget_unused(self._deployments)
         self._nodes.follow(self._deployments)
         self._gossip.start(seeds)
+        self._healer.start()
 
     async def close(self, *, end_nodes: bool = False) -> None:
         """End; nodes go on, until another resident finds them, or end too."""
+        await self._healer.close()
         await self._gossip.close()
         await self._nodes.close(end_nodes=end_nodes)
 
     @property
     def facts(self) -> MachineFacts:
         """The machine now."""
-        return self._gauge.facts.model_copy(update={"links": self._known.links})
+        held: dict[str, int] = {}
+        for status in self._nodes.statuses:
+            if status.record is not None:
+                name = status.order.pipeline
+                held[name] = held.get(name, 0) + process_bytes(status.record.pid)
+        return self._gauge.facts.model_copy(update={"links": self._known.links, "held": held})
 
     @property
     def state(self) -> MachineState:
@@ -107,7 +118,7 @@ class Resident:
             nodes=self._reports(),
             orders=tuple(self._deployments),
             members=tuple(each.as_document() for each in self._known),
-            remarks=self._known.remarks(facts),
+            remarks=(*self._known.remarks(facts), *self._healer.remarks),
         )
 
     async def watch(self) -> AsyncIterator[MachineState]:
@@ -193,6 +204,39 @@ class Resident:
             orders=self._orders(),
             left=self._known.left,
         )
+
+    @property
+    def sights(self) -> tuple[Sight, ...]:
+        """All machines as this one sees them now, itself among them."""
+        own = Sight(name=self.facts.name, role=self.facts.role, is_reachable=True, facts=self.facts)
+        return (
+            own,
+            *(
+                Sight(
+                    name=each.name,
+                    role=each.role,
+                    is_reachable=each.is_reachable,
+                    facts=each.facts,
+                )
+                for each in self._known
+            ),
+        )
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """What is ordered."""
+        return tuple(self._deployments)
+
+    def replace(self, deployment: Deployment) -> None:
+        """Order a pipeline again, with the documents that it has.
+
+        Raises:
+            ShardhubError: They cannot be read, or the order cannot be kept.
+        """
+        order = self._folder.order(deployment)
+        if order is None:
+            raise NotFound(f"The documents of {deployment.name} are not on this machine.")
+        self.want(order)
 
     def newer_than(self, orders: KnownOrders) -> Sequence[Order]:
         """The orders that somebody who knows these does not have, with documents."""

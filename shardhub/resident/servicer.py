@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
+from ipaddress import IPv6Address
 from typing import Any
 
+from shardhub.address import ip_of
 from shardhub.errors import AccessError, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.link import order_value, want_message
 from shardhub.resident.machine import Introduction
+from shardhub.resident.order import MAX_ORDER_BYTES
+from shardhub.resident.reading import read_files
 from shardhub.resident.resident import Resident
 from shardhub.security.certificates import Role
 from shardhub.seldom import Seldom
+from shardhub.splitting.file_order import FileOrder
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.answers import Context, answers
 from shardhub.wire.caller_check import caller, require
@@ -71,6 +77,15 @@ class MachineServicer(ResidentServicer):
     async def Probe(self, request: pb.ProbeMachineRequest, context: Context) -> pb.ProbeMachineReply:  # noqa: N802
         return pb.ProbeMachineReply()
 
+    @answers
+    async def ReadFiles(self, request: pb.ReadFilesRequest, context: Context) -> None:  # noqa: N802
+        """Read weight files, and send how far that is; the end of the call ends it."""
+        require(Role.MEMBER, "have files read")
+        order = decode(FileOrder, request.order, where=_caller_name(context), limit_bytes=MAX_ORDER_BYTES)
+        async with aclosing(read_files(order)) as reports:
+            async for report in reports:
+                await context.write(pb.ReadFilesReply(report=encode(report)))
+
 
 def _caller_name(context: Any) -> str:
     peer = caller.get()
@@ -84,4 +99,8 @@ def _host_of(context: Any) -> str | None:
     if kind == "ipv6":
         # gRPC writes the brackets as %5B and %5D.
         host = host.removeprefix("%5B").removesuffix("%5D").strip("[]")
-    return host if kind in ("ipv4", "ipv6") and host else None
+    if kind not in ("ipv4", "ipv6") or not host:
+        return None
+    address = ip_of(host)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.address import Address
+from shardhub.dialling import unreachable_hint
 from shardhub.errors import (
     AddressError,
     CertificateRefused,
@@ -301,7 +302,10 @@ async def ask(
         raise NodeUnreachable(
             f"The authority does not answer at {address}.",
             why=f"{error}.",
-            hint="Check that the resident, `shardhub certs invite` or `shardhub certs serve` runs there.",
+            hint=unreachable_hint(
+                f"{error}",
+                hint="Check that the resident, `shardhub certs invite` or `shardhub certs serve` runs there.",
+            ),
         ) from error
     try:
         answer = json.loads(line)

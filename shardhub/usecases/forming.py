@@ -31,7 +31,8 @@ from shardhub.usecases.forming_place import (
     own_authority,
     own_machine,
 )
-from shardhub.usecases.resident import ResidentSettings, ensure_running, reached_hosts, resident_status, stop_resident
+from shardhub.usecases.resident import ResidentSettings, reached_hosts
+from shardhub.usecases.resident_process import ensure_running, resident_status, stop_resident
 from shardhub.usecases.resident_service import Installed, install_resident
 from shardhub.usecases.watcher import SILENT, Watcher
 

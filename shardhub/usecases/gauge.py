@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psutil
 from pydantic import Field
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.engine.host import processor_name
 from shardhub.errors import ResourceError, ShardhubError
 from shardhub.hub.cache import default_cache
 from shardhub.manifest import NumericClass, ShortText, Size, decode, encode
@@ -25,6 +25,7 @@ from shardhub.memory_limits import available_memory, installed_memory
 from shardhub.parity import numeric_class
 from shardhub.regular_files import read_file
 from shardhub.resident.machine import MAX_ADDRESSES, MachineFacts, Report, Speed
+from shardhub.resident.records import process_bytes
 from shardhub.resident.words import switch
 from shardhub.version import __version__
 from shardhub.whole_files import write_whole
@@ -77,7 +78,7 @@ def measure(folder: Path) -> MeasuredMachine:
     speeds = measure_speeds(budget)
     measured = MeasuredMachine(
         versions=measured_versions(),
-        chip=(host["cpu"] or host["chip"])[:200],
+        chip=_printable(host["cpu"] or host["chip"]),
         backend=host["backend"],
         numeric_class=numeric_class(host),
         budget_bytes=budget,
@@ -129,6 +130,7 @@ class MachineGauge:
             mlx=_version("mlx"),
             mlx_lm=_version("mlx-lm"),
             system=platform.system(),
+            chip=_printable(processor_name()),
             memory_bytes=installed_memory(),
         )
 
@@ -166,7 +168,7 @@ class MachineGauge:
         measured()
 
     def _read(self) -> dict[str, object]:
-        held = sum(map(_held_bytes, self._node_pids()))
+        held = sum(map(process_bytes, self._node_pids()))
         now = int(available_memory() * _FREE_SHARE) + held
         measured = self._kept()
         most = int(self._facts.memory_bytes * _SHARE) if measured is None else measured.budget_bytes
@@ -202,11 +204,9 @@ def _version(name: str) -> str:
         return ""
 
 
-def _held_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
+def _printable(text: str) -> str:
+    """A name as documents hold it."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:200]
 
 
 def _free_bytes(folder: Path) -> int:

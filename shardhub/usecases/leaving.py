@@ -21,7 +21,7 @@ from shardhub.usecases.forming_place import (
     name_of,
     own_machine,
 )
-from shardhub.usecases.resident import stop_resident
+from shardhub.usecases.resident_process import stop_resident
 from shardhub.usecases.resident_service import uninstall_resident
 
 

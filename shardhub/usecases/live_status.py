@@ -19,6 +19,7 @@ from shardhub.usecases.addresses import node_addresses
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places
+from shardhub.usecases.served import ServedNodes, served_nodes
 from shardhub.usecases.trust import head_security
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -78,7 +79,8 @@ class LiveStatus:
         before: tuple[Reading, ...] = ()
         await asyncio.to_thread(lambda: (self.pipeline, self._addresses, self._dialer))
         while True:
-            now = await read_nodes(self.pipeline.manifest, self._addresses, dialer=self._dialer)
+            addresses = await asyncio.to_thread(lambda: self._addresses)
+            now = await read_nodes(self.pipeline.manifest, addresses, dialer=self._dialer)
             yield chain_status(self.pipeline.manifest, now, before)
             before = now
             await asyncio.sleep(self._settings.interval_s)
@@ -89,13 +91,24 @@ class LiveStatus:
             status = next(statuses)
             return next(statuses) if any(node.reading.load for node in status.nodes) else status
 
-    @cached_property
+    @property
     def _addresses(self) -> list[str]:
-        return node_addresses(self._settings.nodes, self.pipeline)
+        served = self._served
+        return list(served.addresses()) if served is not None else node_addresses(self._settings.nodes, self.pipeline)
+
+    @cached_property
+    def _served(self) -> ServedNodes | None:
+        """The nodes of this machine's cluster, if none are named."""
+        settings = self._settings
+        if settings.insecure_lan or node_addresses(settings.nodes, self.pipeline):
+            return None
+        return served_nodes(self.pipeline.manifest.pipeline_id, settings.tls)
 
     @cached_property
     def _dialer(self) -> NodeDialer:
         settings = self._settings
+        if self._served is not None:
+            return NodeDialer(security=self._served.security)
         security = head_security(settings.tls, insecure_lan=settings.insecure_lan, watcher=self._watcher)
         return NodeDialer(security=security)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,22 +11,24 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardhub.checkpoint.quantisation import Quantisation, quantisation_text, quantised_name
 from shardhub.checkpoint.unread_fields import is_named, read_fields
-from shardhub.errors import AccessError, DigestMismatch, HubUnreachable, NotFound, UnsupportedModel
+from shardhub.errors import DigestMismatch, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.hubs import source_api
 from shardhub.hub.neighbours import NOBODY, Neighbours
 from shardhub.hub.ranges import Patience
-from shardhub.hub.reference import PUBLIC_ENDPOINT, Reference, is_url, parse_reference, parse_source
+from shardhub.hub.reference import Reference, is_url, parse_reference, parse_source
+from shardhub.hub.shard_documents import cached_as
 from shardhub.hub.source import open_remote_checkpoint
 from shardhub.hub.traffic import Traffic
-from shardhub.manifest import RepoLocation, Source, Stage
+from shardhub.manifest import RepoLocation, Source, Stage, decode_identified
 from shardhub.naming import STAGE_FILE, model_name
-from shardhub.shard import Pipeline, Shard, read_shard
+from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
 from shardhub.sizes import size_text
 from shardhub.source_ranges import source_text
 from shardhub.usecases.forwarding import fetch_of
+from shardhub.usecases.naming_errors import naming_the_stage, no_folder, perhaps_elsewhere
 from shardhub.usecases.needs_mlx import needs_mlx
 from shardhub.usecases.sizes import default_context, parse_memory
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -90,7 +91,7 @@ def open_model(
         checkpoint, source, name = open_checkpoint(place), Source(repo=None, commit=None), str(place.resolve())
     else:
         try:
-            with nullcontext() if is_url(text) else _no_folder(place), _perhaps_elsewhere(endpoint):
+            with nullcontext() if is_url(text) else no_folder(place), perhaps_elsewhere(endpoint):
                 remote = open_remote_checkpoint(
                     source_api(endpoint), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
                 )
@@ -166,7 +167,7 @@ class Places:
         place = parse_reference(text)
         if isinstance(place, Path):
             return place
-        with _no_folder(place):
+        with no_folder(place):
             return self.fetcher.fetch(place, commit=self._commits.get(place))
 
     def pipeline_stages_ahead(self, pipeline: Pipeline, indices: Sequence[int]) -> list[Stage]:
@@ -181,9 +182,14 @@ class Places:
             if (folder := self.here(pipeline, index)) is not None:
                 stages.append(read_shard(folder).stage)
                 continue
+            if documents := pipeline.shard_documents(index):
+                where = documents[STAGE_FILE]
+                stages.append(decode_identified(Stage, read_bytes(where), where=str(where)))
+                is_all_here = False
+                continue
             for location in pipeline.manifest.stages[index].locations:
                 if isinstance(location, RepoLocation):
-                    with _naming_the_stage(pipeline, index, location):
+                    with naming_the_stage(pipeline, index, location):
                         ahead = self.fetcher.ahead(Reference(repo=location.repo, revision=location.commit))
                     stages += [ahead.stage] if ahead.stage is not None else []
                     is_all_here = False
@@ -203,7 +209,7 @@ class Places:
             if isinstance(place, Path):
                 stages += [read_shard(place).stage] if (place / STAGE_FILE).is_file() else []
                 continue
-            with _no_folder(place):
+            with no_folder(place):
                 ahead = self.fetcher.ahead(place)
             self._commits[place] = ahead.commit
             stages += [ahead.stage] if ahead.stage is not None else []
@@ -219,7 +225,7 @@ class Places:
         place = parse_reference(text)
         if isinstance(place, Path):
             return place
-        with _no_folder(place):
+        with no_folder(place):
             return self.fetcher.fetch(place, only_pipeline=True)
 
     def shard(self, pipeline: Pipeline, index: int) -> Shard | None:
@@ -243,10 +249,12 @@ class Places:
     def _shard(self, pipeline: Pipeline, index: int) -> Shard | None:
         if (folder := self.here(pipeline, index)) is not None:
             return read_shard(folder)
+        if pipeline.shard_documents(index):
+            return self.fetcher.from_documents(pipeline, index)
         entry = pipeline.manifest.stages[index]
         for location in entry.locations:
             if isinstance(location, RepoLocation):
-                with _naming_the_stage(pipeline, index, location):
+                with naming_the_stage(pipeline, index, location):
                     return self.fetcher.shard(
                         Reference(repo=location.repo, revision=location.commit), digest=entry.digest
                     )
@@ -263,13 +271,18 @@ class Places:
         """Folder of a stage's shard if it is on this machine and complete."""
         if (folder := pipeline.shard_folder(index)) is not None:
             return folder
+        if pipeline.shard_documents(index):
+            return self._cached(cached_as(pipeline, index))
         for location in pipeline.manifest.stages[index].locations:
-            if isinstance(location, RepoLocation):
-                cached = self.cache.snapshot(location.repo, location.commit)
-                if cached is not None:
-                    self.cache.use(cached)
-                    return cached
+            if isinstance(location, RepoLocation) and (cached := self._cached(location)) is not None:
+                return cached
         return None
+
+    def _cached(self, location: RepoLocation) -> Path | None:
+        cached = self.cache.snapshot(location.repo, location.commit)
+        if cached is not None:
+            self.cache.use(cached)
+        return cached
 
 
 def _reported(checkpoint: Checkpoint, watcher: Watcher) -> Checkpoint:
@@ -359,42 +372,3 @@ def quantised_checkpoint(
         from shardhub.model.quantised import quantise
 
     return quantise(checkpoint, quantisation, check_weights=check_weights)
-
-
-@contextmanager
-def _perhaps_elsewhere(endpoint: str | None) -> Iterator[None]:
-    """Add to the Hub's NotFound error how to name a model that is on another Hub than the environment's."""
-    try:
-        yield
-    except (NotFound, AccessError) as error:
-        own = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-        if endpoint is not None or not own:
-            raise
-        hint = (
-            f"HF_ENDPOINT names {own}. If the model is on another Hub, give its URL there, such as "
-            f"{PUBLIC_ENDPOINT}/ORG/NAME, or `source_endpoint` URL."
-        )
-        raise type(error)(error.what, why=error.why, hint=f"{hint} {error.hint}".strip()) from error
-
-
-@contextmanager
-def _naming_the_stage(pipeline: Pipeline, index: int, location: RepoLocation) -> Iterator[None]:
-    """Add to the error for a shard's repo that does not exist which stage it holds."""
-    try:
-        yield
-    except NotFound as error:
-        raise NotFound(
-            f"Stage {index} of {pipeline.manifest.name} was not found: {error.what}",
-            why=f"The manifest names {location.repo} at {location.commit[:12]}. {error.why}",
-            hint="Ask the pipeline's publisher, or split the model again.",
-        ) from error
-
-
-@contextmanager
-def _no_folder(reference: Reference) -> Iterator[None]:
-    """Add to the Hub's NotFound error that no such folder exists either."""
-    try:
-        yield
-    except (NotFound, HubUnreachable) as error:
-        why = f"The folder {reference} does not exist either. {error.why}".strip()
-        raise type(error)(error.what, why=why, hint=error.hint) from error

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -17,24 +15,23 @@ from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK
 from shardhub.discovery.choice import for_others
 from shardhub.discovery.interfaces import announced_hosts, own_interfaces
-from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
+from shardhub.errors import AddressError, ShardhubError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach, is_unspecified
 from shardhub.naming import RESIDENT_PORT
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.pace import USUAL_PACE, Pace
-from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
-from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
+from shardhub.resident.processes import SystemLauncher, shorten
+from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, write_record
 from shardhub.resident.resident import Resident
 from shardhub.resident.server import ResidentServer
-from shardhub.resident.words import NodeOptions, node_words, option, switch
+from shardhub.resident.words import NodeOptions, node_words
 from shardhub.security.certificates import Role, check_name
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster_place import ClusterPlace, MachineFile, own_name, write_machine
 from shardhub.usecases.gauge import MachineGauge
 from shardhub.usecases.resident_files import ResidentFiles
-from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.version import __version__
 
 log = logging.getLogger(__name__)
@@ -260,135 +257,3 @@ async def _keep_logs_short(log_file: Path, nodes: Nodes) -> None:
         shorten(log_file)
         nodes.shorten_logs()
         await SYSTEM_CLOCK.sleep(_SHORTEN_EVERY_S)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResidentStatus:
-    """Whether a resident runs here.
-
-    Attributes:
-        pid, address: Of the one that runs; None if none does.
-        is_ready: Whether it answers.
-        failure: What the last one ended with, if it failed.
-        log: Its log, if it ran in the background.
-    """
-
-    pid: int | None
-    address: str | None
-    is_ready: bool
-    failure: ShardhubError | None
-    log: Path
-
-    @property
-    def is_running(self) -> bool:
-        """Whether one runs."""
-        return self.pid is not None
-
-
-def resident_status(place: ClusterPlace) -> ResidentStatus:
-    """Look whether a resident runs on this machine."""
-    folder = place.folder
-    record = read_record(folder.record)
-    process = None if record is None else record.process
-    failure = None if record is None or record.failure is None else record.failure.as_error()
-    is_ready = record is not None and process is not None and record.state is NodeState.READY
-    return ResidentStatus(
-        pid=None if process is None else process.pid,
-        address=record.address if is_ready and record is not None else None,
-        is_ready=is_ready,
-        failure=failure if process is None else None,
-        log=folder.log,
-    )
-
-
-def ensure_running(settings: ResidentSettings, watcher: Watcher = SILENT) -> ResidentStatus:
-    """Start a resident in the background unless one runs; it ends with a reboot.
-
-    Raises:
-        ShardhubError: It ended at once, with this error.
-        NodeFailure: It does not get ready.
-    """
-    status = resident_status(settings.place)
-    if not status.is_running:
-        watcher.doing("starting the resident")
-        _start_detached(settings)
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        status = resident_status(settings.place)
-        if status.is_ready:
-            watcher.doing("")
-            return status
-        if status.failure is not None:
-            raise status.failure
-        time.sleep(_LOOK_S)
-    raise NodeFailure(
-        "The resident does not get ready.", why=f"It was started {_START_S:.0f} s ago.", hint=f"Read {status.log}."
-    )
-
-
-def _start_detached(settings: ResidentSettings) -> None:
-    folder = settings.place.folder
-    folder.record.unlink(missing_ok=True)
-    shorten(folder.log)
-    with folder.log.open("ab") as output:
-        start_outliving(resident_words(settings), output, _environment(settings.place))
-
-
-def _environment(place: ClusterPlace) -> dict[str, str]:
-    named = {"SHARDHUB_STATE": place.state, "SHARDHUB_TLS": place.tls}
-    return {**os.environ, **{name: str(path.absolute()) for name, path in named.items() if path is not None}}
-
-
-def resident_words(settings: ResidentSettings) -> list[str]:
-    """The command that runs a resident with these settings, without the program."""
-    return [
-        *("resident", "run"),
-        *option("port", settings.port),
-        *option("name", settings.name),
-        *option("host", settings.host),
-        *switch("insecure-lan", settings.insecure_lan),
-        *switch("no-discovery", not settings.is_discovered),
-        *(word for seed in settings.seeds for word in option("seed", seed)),
-    ]
-
-
-def stop_resident(place: ClusterPlace, *, keep_nodes: bool = False) -> bool:
-    """End this machine's resident; returns whether one ran.
-
-    Args:
-        keep_nodes: Leave its nodes, which the next resident finds.
-
-    Raises:
-        NodeFailure: It does not end.
-    """
-    record = read_record(place.folder.record)
-    process = None if record is None else record.process
-    if process is None:
-        return False
-    process.send_signal(signal.SIGTERM if keep_nodes else signal.SIGINT)
-    until = time.monotonic() + _STOP_S
-    while record is not None and record.process is not None:
-        if time.monotonic() >= until:
-            raise NodeFailure(
-                "The resident does not end.",
-                why=f"Process {process.pid} was asked to {_STOP_S:.0f} s ago.",
-                hint=f"End it: kill -9 {process.pid}",
-            )
-        time.sleep(_LOOK_S)
-    return True
-
-
-def resident_log(place: ClusterPlace) -> str:
-    """The log of a resident that runs in the background.
-
-    Raises:
-        UsageError: None has run there.
-    """
-    path = place.folder.log
-    if not path.exists():
-        raise UsageError(
-            "No resident has run in the background on this machine.",
-            why=f"{path} does not exist.",
-            hint="Start one: shardhub resident start",
-        )
-    return path.read_text(encoding="utf-8", errors="replace")

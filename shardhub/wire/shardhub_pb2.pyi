@@ -100,6 +100,18 @@ class ProbeMachineReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ReadFilesRequest(_message.Message):
+    __slots__ = ("order",)
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    order: bytes
+    def __init__(self, order: _Optional[bytes] = ...) -> None: ...
+
+class ReadFilesReply(_message.Message):
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: bytes
+    def __init__(self, report: _Optional[bytes] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -518,6 +518,11 @@ class ResidentStub(object):
                 request_serializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineRequest.SerializeToString,
                 response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineReply.FromString,
                 _registered_method=True)
+        self.ReadFiles = channel.unary_stream(
+                '/shardhub.v1.Resident/ReadFiles',
+                request_serializer=shardhub_dot_wire_dot_shardhub__pb2.ReadFilesRequest.SerializeToString,
+                response_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ReadFilesReply.FromString,
+                _registered_method=True)
 
 
 class ResidentServicer(object):
@@ -560,6 +565,14 @@ class ResidentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadFiles(self, request, context):
+        """Read weight files of a model into the machine's cache; for members. Progress is sent, and in the end the sha256 of
+        the files. The end of the call ends the reading, which the next call for the same files continues.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResidentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -587,6 +600,11 @@ def add_ResidentServicer_to_server(servicer, server):
                     servicer.Probe,
                     request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineRequest.FromString,
                     response_serializer=shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineReply.SerializeToString,
+            ),
+            'ReadFiles': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFiles,
+                    request_deserializer=shardhub_dot_wire_dot_shardhub__pb2.ReadFilesRequest.FromString,
+                    response_serializer=shardhub_dot_wire_dot_shardhub__pb2.ReadFilesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -726,6 +744,33 @@ class Resident(object):
             '/shardhub.v1.Resident/Probe',
             shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineRequest.SerializeToString,
             shardhub_dot_wire_dot_shardhub__pb2.ProbeMachineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shardhub.v1.Resident/ReadFiles',
+            shardhub_dot_wire_dot_shardhub__pb2.ReadFilesRequest.SerializeToString,
+            shardhub_dot_wire_dot_shardhub__pb2.ReadFilesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
+import subprocess
 from contextlib import suppress
 
 import psutil
 import pytest
 
 from shardhub.address import Address
-from shardhub.errors import OUTCOMES, AccessError, CertificateRefused, ChainError, Conflict, IdentityError
+from shardhub.errors import (
+    OUTCOMES,
+    AccessError,
+    AddressError,
+    CertificateRefused,
+    ChainError,
+    Conflict,
+    IdentityError,
+    NodeUnreachable,
+)
+from shardhub.manifest import encode
 from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.machine import Introduction, MachineFacts
@@ -19,9 +31,12 @@ from shardhub.resident.records import NodeRecord, read_record
 from shardhub.security.certificates import LIFE, Role
 from shardhub.security.identity import Identity
 from shardhub.security.trust import Security, Trust
-from shardhub.usecases.resident import resident_status
+from shardhub.usecases.cluster import ClusterSettings, open_cluster
+from shardhub.usecases.cluster_place import ClusterPlace
+from shardhub.usecases.gauge import MEASURED_FILE
+from shardhub.usecases.resident_process import resident_status, stop_resident
 from tests import cut, nodes
-from tests.residents import ResidentProcess, deployed, end_all, member, reached
+from tests.residents import MEASURED, ResidentProcess, deployed, end_all, member, reached
 from tests.security.cluster import NOW, Cluster
 from tests.waiting import wait_until
 
@@ -104,15 +119,17 @@ def test_nodes_outlive_their_resident(pipeline, tmp_path):
             addresses = seen.pipelines()[0].addresses
         running = records_of(first)
         first.kill()
-        for end in ("kill", "stop", None):
+        for is_last in (False, True):
             current = member(cluster, tmp_path, "studio", port=port).wait_ready()
             with current.cluster() as seen:
                 wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True])
                 (pipe,) = seen.pipelines()
                 assert (pipe.addresses, pipe.nodes[0].report.num_starts) == (addresses, 0)
             assert records_of(current) == running
-            if end is not None:
-                getattr(current, end)()
+            if not is_last:
+                current.stop()
+        current.kill()
+        assert stop_resident(current.place)
     finally:
         end_all([current])
     assert [record.process for record in running] == [None]
@@ -213,6 +230,32 @@ def test_a_second_resident_does_not_start(tmp_path):
         assert not resident_status(resident.place).is_running
     finally:
         end_all([resident])
+
+
+def test_a_resident_in_the_background_is_started_once(tmp_path):
+    """A start that is repeated shows the same process; its log has its lines; an error is that of the command."""
+    env = {"SHARDHUB_STATE": str(tmp_path), "SHARDHUB_TLS": ""}
+    place = ClusterPlace(state=tmp_path)
+    (place.folder.path / MEASURED_FILE).write_bytes(encode(MEASURED))
+
+    def resident(*words: str) -> subprocess.CompletedProcess[str]:
+        return nodes.shardhub("resident", *words, env=env)
+
+    refused = resident("start", "--port", "0", "--host", "0.0.0.0")
+    assert refused.returncode == OUTCOMES[AddressError].exit
+    assert "--insecure-lan" in refused.stderr
+    try:
+        started = [json.loads(resident("start", "--port", "0", "--json").stdout) for _ in range(2)]
+        assert started[0]["ready"]
+        assert started[0]["pid"] == started[1]["pid"] == resident_status(place).pid
+        assert started[0]["address"] in resident("logs").stdout
+        with open_cluster(ClusterSettings(place=place)) as cluster:
+            assert cluster.own().facts.read_bytes_per_s == MEASURED.read_bytes_per_s
+    finally:
+        assert "has ended" in resident("stop").stdout
+    assert "No resident runs" in resident("stop").stdout
+    with pytest.raises(NodeUnreachable, match="No resident runs"), open_cluster(ClusterSettings(place=place)):
+        pass
 
 
 def test_a_wrong_clock_is_said(tmp_path):

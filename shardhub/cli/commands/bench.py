@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import LocalFlags, NodeFlags, PipelineFlags, PrefillChunk, RecoveryFlags, head_settings
+from shardhub.cli.options import LocalFlags, NodeFlags, PrefillChunk, RecoveryFlags, head_settings
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
 
@@ -37,7 +38,9 @@ class BenchFlags:
     prefill_chunk: PrefillChunk = None
 
 
-def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local: LocalFlags, output: Output) -> int:
+def bench(
+    pipeline: ServedPipelineFlags, measured: BenchFlags, nodes: NodeFlags, local: LocalFlags, output: Output
+) -> int:
     """Measure a live chain: time to first token, inter-token latency, and throughput against concurrency.
 
     Prompts are random ids, decoding is greedy, and no KV is reused.
@@ -47,7 +50,7 @@ def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local
     from shardhub.usecases.bench import bench as measure
 
     recovery = RecoveryFlags(prefill_chunk=measured.prefill_chunk)
-    head = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
+    head = head_settings(pipeline.named_or_up("bench", nodes.tls), nodes, local, recovery=recovery)
     may_plot = check_plot(measured.plot) if measured.plot is not None else False
     settings = BenchSettings(
         levels=parse_levels(measured.concurrency),

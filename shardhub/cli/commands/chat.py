@@ -11,12 +11,12 @@ from shardhub.cli.flags import Debugging, flags
 from shardhub.cli.options import (
     LocalFlags,
     NodeFlags,
-    PipelineFlags,
     RecoveryFlags,
     SamplingFlags,
     System,
     head_settings,
 )
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.prompts import typed_text
 from shardhub.cli.terminal import Terminal
 
@@ -43,7 +43,7 @@ class ChatFlags:
 
 
 def chat(
-    pipeline: PipelineFlags,
+    pipeline: ServedPipelineFlags,
     opening: ChatFlags,
     nodes: NodeFlags,
     tokens: ChatSamplingFlags,
@@ -56,7 +56,7 @@ def chat(
     from shardhub.usecases.conversation import Conversation
     from shardhub.usecases.open_head import open_head
 
-    settings = head_settings(pipeline.named("chat"), nodes, local, recovery=recovery)
+    settings = head_settings(pipeline.named_or_up("chat", nodes.tls), nodes, local, recovery=recovery)
     sampling = tokens.sampling()
     system = typed_text(opening.system or "")
     with open_head(settings, Terminal()) as head:

@@ -87,7 +87,8 @@ def invite(inviting: InviteFlags, output: Output) -> int:
     """Print the command with which other machines join; one line is for as many as you like, until it expires."""
     from shardhub.security.certificates import Role
     from shardhub.usecases.forming import close_invitations, invite_machines
-    from shardhub.usecases.resident import ResidentSettings, resident_status
+    from shardhub.usecases.resident import ResidentSettings
+    from shardhub.usecases.resident_process import resident_status
 
     if inviting.close:
         close_invitations()

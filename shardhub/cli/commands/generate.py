@@ -12,12 +12,12 @@ from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import (
     LocalFlags,
     NodeFlags,
-    PipelineFlags,
     RecoveryFlags,
     SamplingFlags,
     System,
     head_settings,
 )
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.prompts import system_messages, typed_text
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError, UsageError
@@ -40,7 +40,7 @@ class PromptFlags:
 
 
 def generate(
-    pipeline: PipelineFlags,
+    pipeline: ServedPipelineFlags,
     prompt: PromptFlags,
     nodes: NodeFlags,
     tokens: SamplingFlags,
@@ -51,7 +51,7 @@ def generate(
     """Generate an answer over the nodes; stages that no node serves run here."""
     from shardhub.usecases.open_head import open_head
 
-    settings = head_settings(pipeline.named("generate"), nodes, local, recovery=recovery)
+    settings = head_settings(pipeline.named_or_up("generate", nodes.tls), nodes, local, recovery=recovery)
     sampling = tokens.sampling()
     text = _read_prompt(prompt.prompt)
     if prompt.raw and prompt.system is not None:

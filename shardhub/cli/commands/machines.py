@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from shardhub.resident.machine import MachineState, MeasuredLink
-    from shardhub.usecases.cluster import ClusterMachine
+    from shardhub.usecases.cluster_view import ClusterMachine
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 200

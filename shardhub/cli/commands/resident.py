@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,8 @@ from shardhub.sizes import size_text
 
 if TYPE_CHECKING:
     from shardhub.usecases.cluster_place import ClusterPlace
-    from shardhub.usecases.resident import ResidentSettings, ResidentStatus, RunningResident
+    from shardhub.usecases.resident import ResidentSettings, RunningResident
+    from shardhub.usecases.resident_process import ResidentStatus
 
 
 @flags("Machine")
@@ -103,7 +105,7 @@ def run(machine: ResidentFlags, output: Output) -> int:
 
 def start(machine: ResidentFlags, output: Output) -> int:
     """Start the resident in the background, unless one runs; it ends with a reboot (see `install`)."""
-    from shardhub.usecases.resident import ensure_running
+    from shardhub.usecases.resident_process import ensure_running
 
     status = ensure_running(machine.settings(), Terminal())
     _show(status, output)
@@ -153,7 +155,7 @@ class StopFlags(PlaceFlags):
 
 def stop(machine: StopFlags, output: Output) -> int:
     """End the resident and its nodes; a node first finishes its sessions, for up to 30 seconds."""
-    from shardhub.usecases.resident import stop_resident
+    from shardhub.usecases.resident_process import stop_resident
 
     was_running = stop_resident(machine.place(), keep_nodes=machine.keep_nodes)
     if output.as_json:
@@ -165,7 +167,7 @@ def stop(machine: StopFlags, output: Output) -> int:
 
 def status(machine: PlaceFlags, output: Output) -> int:
     """Show whether the resident runs, and its nodes; exit code 1 if it does not run."""
-    from shardhub.usecases.resident import resident_status
+    from shardhub.usecases.resident_process import resident_status
 
     place = machine.place()
     current = resident_status(place)
@@ -175,7 +177,7 @@ def status(machine: PlaceFlags, output: Output) -> int:
 
 def logs(machine: PlaceFlags, output: Output) -> int:
     """Print the log of a resident that runs in the background."""
-    from shardhub.usecases.resident import resident_log
+    from shardhub.usecases.resident_process import resident_log
 
     text = resident_log(machine.place())
     print(json.dumps({"log": text}) if output.as_json else text, end="\n" if output.as_json else "")
@@ -196,6 +198,17 @@ def measure(machine: PlaceFlags, output: Output) -> int:
     print(f"reads weights at {size_text(int(measured.read_bytes_per_s))}/s")
     print(f"takes {measured.step_s * 1000:.3g} ms a step beside reading")
     return 0
+
+
+def read_files(output: Output) -> int:
+    """Read the weight files of an order on stdin into the cache, as the resident does for `up`."""
+    from shardhub.usecases.reading import answer_order
+
+    def write(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    return answer_order(sys.stdin.buffer.read(), write)
 
 
 def _show(status: ResidentStatus, output: Output, place: ClusterPlace | None = None) -> None:
@@ -219,7 +232,13 @@ def _show(status: ResidentStatus, output: Output, place: ClusterPlace | None = N
         f"The resident runs as process {status.pid}"
         + (f", at {status.address}." if status.address else ", and starts.")
     )
-    if place is not None and status.is_ready:
+    if place is None:
+        return
+    from shardhub.usecases.resident_service import installed_file
+
+    service = installed_file()
+    note(f"It starts with this machine: {service}" if service else "It ends when this machine is rebooted.")
+    if status.is_ready:
         _show_machine(place)
 
 
@@ -262,6 +281,7 @@ resident_app = make_group(
 RESIDENT_COMMANDS: tuple[Callable[..., int], ...] = (run, start, stop, status, logs, install, uninstall, measure)
 for command in RESIDENT_COMMANDS:
     resident_app.command(cls=Command)(flattened(command))
+resident_app.command("read-files", cls=Command, hidden=True)(flattened(read_files))
 
 
 @resident_app.callback()

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, InsecureLan, Node, PipelineFlags, Tls
+from shardhub.cli.options import CacheDir, InsecureLan, Node, Tls
+from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
+from shardhub.cli.tables import text_of
 from shardhub.cli.terminal import Terminal
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.sizes import size_text
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
     from shardhub.shard import Pipeline
     from shardhub.usecases.live_status import LiveStatus
 
-
-# A table into a pipe is as wide as it needs to be.
-_PIPE_WIDTH = 400
 
 _LOADING = "loading"
 
@@ -54,7 +53,7 @@ class WatchFlags:
     cache_dir: CacheDir = None
 
 
-def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
+def status(pipeline: ServedPipelineFlags, watching: WatchFlags, output: Output) -> int:
     """Show each stage, live: who serves it, its load, and what limits the chain.
 
     Exit code 5 if a stage is not served.
@@ -62,7 +61,7 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
     from shardhub.usecases.live_status import StatusSettings, live_status
 
     settings = StatusSettings(
-        pipeline=pipeline.named("status"),
+        pipeline=pipeline.named_or_up("status", watching.tls),
         nodes=tuple(watching.node or ()),
         interval_s=watching.interval,
         tls=watching.tls,
@@ -111,13 +110,8 @@ def render(seen: ChainStatus) -> Group:
         table.add_column(column, no_wrap=column != "node", overflow="fold")
     for column in ("sessions", "KV", "queue", "rows", "compute", "wait", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
-    for index, node in enumerate(seen.nodes):
-        row = _cells(node, is_slowest=index == seen.slowest)
-        table.add_row(*map(Text, row), style="bold" if index == seen.slowest else "red" if node.reading.error else "")
-    for index in seen.unserved:
-        stage = seen.manifest.stages[index]
-        cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "no node serves it"]
-        table.add_row(*cells, style="red")
+    for cells, style in _rows(seen):
+        table.add_row(*map(Text, cells), style=style)
     lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(seen.limit)]
     if seen.problem is not None and (hint := _hint(seen, seen.problem)):
         lines.append(Text(f"Try: {hint}"))
@@ -140,12 +134,7 @@ def render(seen: ChainStatus) -> Group:
 
 def text(seen: ChainStatus) -> str:
     """A chain's status as lines of text, with colours on a terminal only."""
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
-    with console.capture() as capture:
-        console.print(render(seen))
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+    return text_of(render(seen))
 
 
 def _watch(live: LiveStatus) -> ChainStatus:
@@ -162,6 +151,19 @@ def _watch(live: LiveStatus) -> ChainStatus:
         except KeyboardInterrupt:
             pass
     return seen
+
+
+def _rows(seen: ChainStatus) -> list[tuple[list[str], str]]:
+    """Cells and style of each row, in stage order; nodes that serve none of the stages come last."""
+    rows = []
+    for index, node in enumerate(seen.nodes):
+        is_slowest, first = index == seen.slowest, node.reading.first
+        style = "bold" if is_slowest else "red" if node.reading.error else ""
+        rows.append((len(seen.manifest.stages) if first is None else first, _cells(node, is_slowest=is_slowest), style))
+    for index in seen.unserved:
+        stage = seen.manifest.stages[index]
+        rows.append((index, [str(index), f"{stage.start}-{stage.stop - 1}", "-", "no node serves it"], "red"))
+    return [(cells, style) for _, cells, style in sorted(rows, key=lambda row: row[0])]
 
 
 def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:

@@ -18,11 +18,11 @@ from shardhub.cli.options import (
     Node,
     NodeFlags,
     NoLocal,
-    PipelineFlags,
     Seed,
     Tls,
     head_settings,
 )
+from shardhub.cli.pipeline_flags import PipelineFlags
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.source_flags import SourceHubFlags
 from shardhub.cli.terminal import Terminal, note

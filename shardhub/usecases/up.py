@@ -1,0 +1,300 @@
+"""Bringing a model up on a cluster: placed, read by each machine for itself, ordered, and watched until it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardhub.errors import Conflict, NodeFailure, PlanError, UsageError
+from shardhub.hub.cache import Cache
+from shardhub.hub.gather import cut_journal
+from shardhub.placing.cluster import Cluster as PlacingCluster
+from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment, PlacedModel
+from shardhub.resident.machine import UNMEASURED_BYTES_PER_S, as_placed, links_of
+from shardhub.resident.order import HandedDocument
+from shardhub.resident.reading import ReadReport
+from shardhub.setting_checks import check_settings
+from shardhub.sizes import size_text
+from shardhub.usecases.cluster import Cluster
+from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
+from shardhub.usecases.cluster_view import ClusterMachine, ServedPipeline, pipelines_of
+from shardhub.usecases.cut import Cut
+from shardhub.usecases.deployed import MachineProgress, check_up, progress_of, raise_failure
+from shardhub.usecases.placeable import open_placeable
+from shardhub.usecases.publish import PublishSettings, publish
+from shardhub.usecases.push import Publication
+from shardhub.usecases.up_plan import PlacingSettings, UpPlan, plan_up
+from shardhub.usecases.watcher import SILENT, Watcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpSettings:
+    """How a model is brought up.
+
+    Attributes:
+        cutting: How a plain model is cut.
+        placing: What it is placed for.
+        max_sessions: Most sessions at once.
+        kv_bits: Keep K and V in 4 or 8 bits; None keeps them as they are.
+    """
+
+    cutting: ClusterCutSettings = field(default_factory=ClusterCutSettings)
+    placing: PlacingSettings = field(default_factory=PlacingSettings)
+    max_sessions: int = 16
+    kv_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, max_sessions=(1, None))
+        if self.kv_bits not in (None, 4, 8):
+            raise UsageError(f"K and V cannot be kept in {self.kv_bits} bits.", hint="Give `kv_bits` 4 or 8.")
+
+
+Display = Callable[[Sequence[MachineProgress]], None]
+
+
+def machines_of(machines: Sequence[ClusterMachine], *, beside: str, watcher: Watcher = SILENT) -> PlacingCluster:
+    """The machines that answer, as placing takes them.
+
+    Args:
+        machines: All machines.
+        beside: Name of the pipeline that is placed: what its nodes hold now is free for it.
+        watcher: Told of machines that cannot be counted on.
+
+    Raises:
+        PlanError: No machine answers.
+    """
+    answering = []
+    for machine in machines:
+        if machine.state is None:
+            watcher.note(f"{machine.name} does not answer, and is left out.")
+            continue
+        facts = machine.state.facts
+        answering.append(facts)
+        if not facts.is_measured:
+            rate = f"{size_text(int(UNMEASURED_BYTES_PER_S))}/s"
+            watcher.note(f"{machine.name} has not been measured yet, and counts as reading {rate}.")
+    if not answering:
+        raise PlanError("No machine of the cluster answers.", hint="Look at them: shardhub machines")
+    return PlacingCluster(
+        machines=tuple(as_placed(facts, beside=beside) for facts in answering), links=links_of(answering)
+    )
+
+
+class Up:
+    """A model that is placed on the cluster, and not ordered yet.
+
+    Args:
+        cluster: The cluster.
+        model: Folder, Hub id or URL of a model or a pipeline.
+        settings: How it is brought up.
+        watcher: Notified of the current activity.
+
+    Attributes:
+        plan: Which machine runs which layers.
+
+    Raises:
+        DoesNotFit: It does not fit; says what is lacking.
+        As `open_placeable` and `plan_up`.
+    """
+
+    def __init__(self, cluster: Cluster, model: str | Path, settings: UpSettings, watcher: Watcher = SILENT) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._watcher = watcher
+        placeable = open_placeable(model, settings.cutting, watcher)
+        machines = cluster.machines()
+        here = next(machine.name for machine in machines if machine.is_own)
+        placing = machines_of(machines, beside=placeable.name, watcher=watcher)
+        self.plan: UpPlan = plan_up(placeable, placing, settings.placing, here=here)
+        self._warn_of_disks(machines)
+
+    def order(self, display: Display = lambda _: None) -> Deployment:
+        """Have every machine read its layers, if the model is a plain one, and order what is placed.
+
+        Stopped before its end, nothing is ordered; what machines have read is kept for the next time.
+
+        Args:
+            display: Called with how far each machine is.
+
+        Raises:
+            AccessError: This machine gives no orders.
+            ShardhubError: A machine cannot read its layers; the message names it.
+        """
+        placeable, documents = self.plan.placeable, []
+        if placeable.candidate is not None:
+            cut = placeable.candidate.cut(self.plan.cuts, self._watcher)
+            assembled = cut.assemble(self._digests(cut, display))
+            manifest, place = assembled.manifest, HANDED_ON
+            documents = [HandedDocument(name=name, data=data) for name, data in assembled.documents.items()]
+        else:
+            assert placeable.pipeline is not None
+            assert placeable.place is not None
+            manifest, place = placeable.pipeline.manifest, placeable.place
+        counter, member = self._cluster.next_order(placeable.name)
+        # What no other machine can read, none can take over.
+        heals = self._settings.placing.heals and not placeable.is_only_here
+        deployment = self.plan.deployment(
+            pipeline_id=manifest.pipeline_id,
+            place=place,
+            counter=counter,
+            member=member,
+            capacity=Capacity.model_validate(
+                {
+                    "context": self._settings.cutting.context,
+                    "max_sessions": self._settings.max_sessions,
+                    "kv_bits": self._settings.kv_bits,
+                }
+            ),
+            borders=(0, *(stage.stop for stage in manifest.stages)),
+            placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes) if heals else None,
+        )
+        orders = self._cluster.want(deployment, documents).by_pipeline
+        if orders.get(deployment.name) != deployment.order:
+            raise _replaced(deployment)
+        return deployment
+
+    def _digests(self, cut: ClusterCut, display: Display) -> dict[str, str]:
+        """Have the weight files of a plain model read; returns their sha256 by key."""
+        shards = cut.job.shards
+        machines = {shard.index: self.plan.machine_of(shard.contents.start) for shard in shards}
+        journal = cut_journal(Cache())
+        keys = {key for shard in shards for key in shard.keys}
+        known = {key: sha256 for key, sha256 in journal.digests.items() if key in keys}
+        made = cut.made
+        digests = dict(known)
+        if made:
+            size = sum(file.size_bytes for file in made)
+            self._watcher.note(
+                f"{len(made)} weight files ({size_text(size)}) are computed on this machine, because the source does "
+                "not have them as mlx-lm needs them. The other machines take theirs from it."
+            )
+            digests |= cut.make(Cache(), self._watcher).digests
+        orders = cut.orders(machines, known)
+        progress = {
+            name: MachineProgress(machine=name, layers=self._layers(name), doing="waiting to read its layers")
+            for name in dict.fromkeys(machines.values())
+        }
+
+        def tell(machine: str, report: ReadReport) -> None:
+            progress[machine] = MachineProgress(
+                machine=machine,
+                layers=self._layers(machine),
+                doing="has read its layers" if report.digests is not None else report.doing,
+                done_bytes=report.done_bytes,
+                total_bytes=report.total_bytes,
+            )
+            display(list(progress.values()))
+
+        if orders:
+            digests |= self._cluster.read_files(orders, tell)
+            for key, sha256 in digests.items():
+                journal.add(key, sha256)
+        return digests
+
+    def _layers(self, machine: str) -> tuple[int, int]:
+        stage = next(stage for stage in self.plan.placements[0].stages if stage.machine == machine)
+        return stage.start, stage.stop - 1
+
+    def _warn_of_disks(self, machines: Sequence[ClusterMachine]) -> None:
+        free = {machine.name: facts.disk_free_bytes for machine in machines if (facts := machine.facts) is not None}
+        for placement in self.plan.placements:
+            for stage in placement.stages:
+                if stage.size_bytes > free.get(stage.machine, stage.size_bytes):
+                    self._watcher.note(
+                        f"warning: {stage.machine} has {size_text(free[stage.machine])} of its disk free, and its "
+                        f"layers take {size_text(stage.size_bytes)}, unless it has them already"
+                    )
+
+
+def follow(cluster: Cluster, deployment: Deployment, display: Display = lambda _: None) -> ServedPipeline:
+    """Wait until every node of a deployment answers.
+
+    Args:
+        cluster: The cluster.
+        deployment: As it was ordered.
+        display: Called with how far each machine is.
+
+    Returns:
+        The pipeline, with the addresses of its nodes.
+
+    Raises:
+        Conflict: Another order replaced it.
+        ShardhubError: A machine cannot serve its layers, and says why.
+    """
+    for machines in cluster.watch():
+        served = next((each for each in pipelines_of(machines) if each.name == deployment.name), None)
+        newest = _newest_order(machines, deployment.name)
+        if newest is not None and newest > deployment.order:
+            raise _replaced(deployment)
+        if served is None or served.deployment.order != deployment.order:
+            continue
+        display([progress_of(node) for node in served.nodes])
+        for node in served.nodes:
+            raise_failure(node)
+        if all(node.is_ready for node in served.nodes):
+            return served
+    raise NodeFailure("This machine's resident has ended.", hint="Start it: shardhub resident start")
+
+
+def publish_cut(plan: UpPlan, settings: UpSettings, *, assume_yes: bool, watcher: Watcher = SILENT) -> Publication:
+    """Publish the pipeline of a plain model, with the stages that the cluster serves.
+
+    Its weights stay in the model's repo; those that are computed are uploaded.
+
+    Raises:
+        UsageError: It is a pipeline already.
+        As `publish`.
+    """
+    candidate = plan.placeable.candidate
+    if candidate is None:
+        raise UsageError(f"{plan.placeable.name} is published already.", hint="Leave out `push`.")
+    cutting = settings.cutting
+    return publish(
+        candidate.model_name,
+        Cut(cuts=plan.cuts) if plan.cuts else Cut(stages=1),
+        PublishSettings(
+            name=candidate.name,
+            by_reference=not candidate.is_in_folder and cutting.quantisation is None,
+            source_endpoint=cutting.source_endpoint,
+            ignore_code=cutting.ignore_code,
+            ignore_fields=cutting.ignore_fields,
+            quantisation=cutting.quantisation,
+            assume_yes=assume_yes,
+        ),
+        watcher,
+    )
+
+
+def down(cluster: Cluster, name: str) -> Deployment:
+    """Order that a pipeline is not served any more.
+
+    Raises:
+        UsageError: It is not up.
+        AccessError: This machine gives no orders.
+    """
+    check_up(cluster.pipelines(), name)
+    counter, member = cluster.next_order(name)
+    deployment = Deployment(name=name, counter=counter, member=member)
+    if cluster.want(deployment).by_pipeline.get(name) != deployment.order:
+        raise _replaced(deployment)
+    return deployment
+
+
+def _newest_order(machines: Sequence[ClusterMachine], name: str) -> tuple[int, str] | None:
+    orders = [
+        order.order
+        for machine in machines
+        if machine.state is not None
+        for order in machine.state.orders
+        if order.name == name
+    ]
+    return max(orders, default=None)
+
+
+def _replaced(deployment: Deployment) -> Conflict:
+    return Conflict(
+        f"Another order for {deployment.name} was given at the same time, and holds.",
+        why="Of two orders one wins whole, on every machine.",
+        hint="See what is up: shardhub ps",
+    )

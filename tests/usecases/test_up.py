@@ -1,0 +1,248 @@
+"""Models brought up on three machines: real residents over TLS, each with its own state and cache, and a local Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from shardhub.errors import Conflict, DoesNotFit, PlanError, UsageError
+from shardhub.hub.client import hub_api
+from shardhub.localhub.server import RunningHub, running_hub
+from shardhub.resident.records import read_record
+from shardhub.usecases.answer import Sampling
+from shardhub.usecases.cluster import Cluster as OpenCluster
+from shardhub.usecases.cluster_cut import ClusterCutSettings
+from shardhub.usecases.cluster_view import ServedPipeline
+from shardhub.usecases.cut import Cut
+from shardhub.usecases.fitting import list_fitting
+from shardhub.usecases.open_head import open_head
+from shardhub.usecases.publish import PublishSettings, publish
+from shardhub.usecases.served import choose_served
+from shardhub.usecases.start_head import HeadSettings
+from shardhub.usecases.up import Up, UpSettings, down, follow
+from shardhub.usecases.up_plan import PlacingSettings
+from tests import forks
+from tests.cut import tiny_model
+from tests.hub import faulty
+from tests.nodes import shardhub
+from tests.residents import ResidentProcess, end_all, member, reached
+from tests.security.cluster import Cluster
+from tests.waiting import wait_until
+
+WEIGHTS = ".safetensors"
+NAMES = ("box", "mini", "studio")
+# A tiny model fits on each machine, so its layers are placed by hand.
+THREE = ("box=0-1", "mini=2-3", "studio=4-5")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """A Hub of the module's own."""
+    with running_hub(tmp_path_factory.mktemp("hub") / "hub") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def net(hub: RunningHub) -> Iterator[faulty.Network]:
+    """The network to the Hub, which counts bytes."""
+    with faulty.network(hub.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def api(hub: RunningHub, net: faulty.Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfApi]:
+    """Its client; the environment names the Hub for all machines."""
+    running = hub
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", net.endpoint)
+        patch.setenv("HF_TOKEN", token := running.token("ann"))
+        patch.setenv("SHARDHUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield hub_api(running.endpoint, token)
+
+
+@pytest.fixture(scope="module")
+def model(api: HfApi, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Path], None]) -> str:
+    """A tiny model with tied embeddings on the Hub."""
+    folder = tiny_model(tmp_path_factory.mktemp("model") / "tiny", tie_word_embeddings=True)
+    tiny_tokenizer(folder)
+    repo = api.create_repo("ann/tiny").repo_id
+    api.upload_folder(repo_id=repo, folder_path=folder)
+    return repo
+
+
+@pytest.fixture(scope="module")
+def machines(api: HfApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ResidentProcess]]:
+    """Three machines that know each other."""
+    folder = tmp_path_factory.mktemp("machines")
+    cluster = Cluster(folder / "cluster")
+
+    def start(name: str, *seeds: str) -> ResidentProcess:
+        cache = {"SHARDHUB_CACHE": str(folder / f"{name}-cache")}
+        return member(cluster, folder, name, seeds=seeds, env=cache)
+
+    started = [start(NAMES[0]).wait_ready()]
+    started += [start(name, started[0].address) for name in NAMES[1:]]
+    try:
+        for machine in started[1:]:
+            machine.wait_ready()
+        with started[0].cluster() as seen:
+            wait_until(lambda: reached(seen.own().members) == set(NAMES[1:]))
+        yield started
+    finally:
+        end_all(started)
+
+
+@pytest.fixture
+def cluster(machines: list[ResidentProcess]) -> Iterator[OpenCluster]:
+    """The cluster as commands on the first machine see it."""
+    with machines[0].cluster() as opened:
+        yield opened
+
+
+def settings(*on: str, name: str | None = None, context: int | None = 64) -> UpSettings:
+    return UpSettings(cutting=ClusterCutSettings(name=name, context=context), placing=PlacingSettings(on=on))
+
+
+def test_a_plain_model_is_up_on_three_machines(cluster: OpenCluster, model: str, net: faulty.Network) -> None:
+    """Each machine reads and serves its layers, and every tensor comes from the Hub once; `down` ends all nodes."""
+    placed = Up(cluster, model, settings(*THREE))
+    net.forget()
+    shown: list[set[str]] = []
+    deployment = placed.order(lambda states: shown.append({state.machine for state in states}))
+    assert shown[-1] == set(NAMES)
+    served = follow(cluster, deployment)
+    assert [(node.machine, node.start, node.stop) for node in served.nodes] == [
+        ("box", 0, 2),
+        ("mini", 2, 4),
+        ("studio", 4, 6),
+    ]
+    assert len(set(served.addresses)) == 3
+    tensors = placed.plan.placeable.candidate.model.checkpoint.size_bytes
+    assert tensors <= net.fetched(WEIGHTS) <= 1.05 * tensors
+    down(cluster, served.name)
+    wait_until(lambda: not any(machine.nodes for machine in cluster.machines()))
+    assert cluster.pipelines() == ()
+
+
+def test_heads_need_no_address(cluster: OpenCluster, machines: list[ResidentProcess], model: str) -> None:
+    """With one pipeline up, a head is given nothing: the resident says what is up, and where its nodes answer."""
+    follow(cluster, Up(cluster, model, settings(*THREE)).order())
+    place = machines[2].place
+    env = {"SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
+    made = shardhub("generate", "--no-local", "--json", "--max-tokens", 4, "-p", "hello", env=env)
+    assert made.returncode == 0, made.stderr
+    answer = json.loads(made.stdout)
+    assert len(answer["tokens"]) == 4
+    assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4], [4, 6]]
+    shown = shardhub("status", "--json", env=env)
+    assert json.loads(shown.stdout)["can_run"] is True
+    listed = shardhub("ps", "--json", env=env)
+    assert [node["machine"] for pipeline in json.loads(listed.stdout) for node in pipeline["nodes"]] == list(NAMES)
+
+
+def test_an_interrupted_up_orders_nothing_and_the_next_one_goes_on(
+    cluster: OpenCluster, machines: list[ResidentProcess], model: str
+) -> None:
+    """`up` is killed while machines read: nothing is served, and no process reads on."""
+    place = machines[1].place
+    env = {**os.environ, "SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
+    words = ["up", model, "--name", "killed", "--yes", *(word for each in THREE for word in ("--on", each))]
+    process = forks.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    lines = iter(process.stderr.readline, "")
+    assert any("checking that the chain" in line for line in lines)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    assert "killed" not in {pipeline.name for pipeline in cluster.pipelines()}
+    assert not any(node.pipeline == "killed" for machine in cluster.machines() for node in machine.nodes)
+
+
+def test_of_two_ups_at_once_one_holds_whole(cluster: OpenCluster, machines: list[ResidentProcess], model: str) -> None:
+    """Two members place one name in two ways: every machine follows the same order, and the other `up` says so."""
+    with machines[1].cluster() as other, ThreadPoolExecutor(2) as threads:
+        ways = [(cluster, THREE), (other, ("mini=0-3", "studio=4-5"))]
+        placed = [(each, Up(each, model, settings(*on, name="both"))) for each, on in ways]
+
+        def bring_up(pair: tuple[OpenCluster, Up]) -> ServedPipeline | Conflict:
+            try:
+                return follow(pair[0], pair[1].order())
+            except Conflict as error:
+                return error
+
+        ends = list(threads.map(bring_up, placed))
+    (won,) = [end for end in ends if not isinstance(end, Conflict)]
+    (shown,) = [pipeline for pipeline in cluster.pipelines() if pipeline.name == "both"]
+    assert shown.deployment == won.deployment
+    with pytest.raises(UsageError, match="Several pipelines are up") as refused:
+        choose_served(None, machines[0].place)
+    assert "both" in refused.value.why
+    assert choose_served("both", machines[0].place).name == "both"
+    down(cluster, "both")
+
+
+def test_a_published_pipeline_is_up_at_its_own_cuts(cluster: OpenCluster, model: str) -> None:
+    """Machines serve adjacent shards of it, and `up` without a model lists it with its speed."""
+    repo = publish(model, Cut(cuts=(2, 4)), PublishSettings(by_reference=True, assume_yes=True, name="pub")).pipeline
+    placed = Up(cluster, repo, settings("box=0", "mini=1-2"))
+    assert placed.plan.placeable.facts.cuts == [2, 4]
+    served = follow(cluster, placed.order())
+    assert [(node.machine, node.start, node.stop) for node in served.nodes] == [("box", 0, 2), ("mini", 2, 6)]
+    (listed,) = list_fitting(cluster, UpSettings())
+    assert listed.name == repo
+    assert listed.tokens_per_s is not None
+    down(cluster, served.name)
+
+
+def test_what_cannot_be_placed_is_refused(cluster: OpenCluster, model: str, tmp_path: Path) -> None:
+    """Too many replicas, an unknown machine, layers that are not there, and a name that is not up."""
+    with pytest.raises(DoesNotFit, match="4 times"):
+        Up(cluster, model, UpSettings(placing=PlacingSettings(replicas=4)))
+    with pytest.raises(PlanError, match="attic"):
+        Up(cluster, model, settings("attic=0-1"))
+    with pytest.raises(UsageError, match="out of range"):
+        Up(cluster, model, settings("box=0-9"))
+    with pytest.raises(UsageError, match="is not up"):
+        down(cluster, "nothing")
+
+
+def test_a_stage_of_a_dead_machine_is_served_by_another_and_the_answer_goes_on(
+    cluster: OpenCluster, machines: list[ResidentProcess], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine dies in the middle of an answer: its layers are placed on another, and the tokens are the same."""
+    follow(cluster, Up(cluster, model, settings(*THREE)).order())
+    place = machines[0].place
+    monkeypatch.setenv("SHARDHUB_STATE", str(place.state))
+    chosen = choose_served(None, place)
+    head_settings = HeadSettings(pipeline=chosen.pipeline, tls=place.tls, allow_local=False)
+    with open_head(head_settings) as head:
+        sampling = Sampling(max_tokens=24)
+        expected = head.answer("hello", sampling).tokens
+        stream = head.stream("hello", sampling)
+        next(iter(stream))
+        kill_machine(machines[1])
+        for _ in stream:
+            pass
+        assert stream.answer.tokens == expected
+        assert stream.answer.usage.num_recoveries >= 1
+    (served,) = cluster.pipelines()
+    assert served.is_ready
+    assert "mini" not in {node.machine for node in served.nodes}
+    assert {(node.start, node.stop) for node in served.nodes} == {(0, 2), (2, 4), (4, 6)}
+
+
+def kill_machine(machine: ResidentProcess) -> None:
+    """End everything of a machine at once, as a power cut would."""
+    records = [read_record(path) for path in machine.place.folder.nodes.glob("*.json")]
+    machine.process.kill()
+    for record in records:
+        if record is not None and record.process is not None:
+            record.process.kill()
+    machine.wait()
