@@ -57,19 +57,28 @@ def choose_served(
             why=f"{error.what} So it is not known what is up in a cluster.",
             hint=f"Give one folder or repo, such as: {example}. Or bring one up: shardhub up MODEL",
         ) from error
-    if name is None:
-        if len(pipelines) != 1:
-            names = ", ".join(pipeline.name for pipeline in pipelines)
-            raise UsageError(
-                "Several pipelines are up." if pipelines else "No pipeline is up in this cluster.",
-                why=f"They are {names}." if pipelines else "",
-                hint=f"Name one: --model {pipelines[0].name}" if pipelines else "Bring one up: shardhub up MODEL",
-            )
-        name = pipelines[0].name
-    deployment = check_up(pipelines, name).deployment
+    deployment = choose_pipeline(pipelines, name).deployment
     if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
-        return ChosenPipeline(name=name, pipeline=str(place.folder.manifest_folder(deployment.pipeline_id)))
-    return ChosenPipeline(name=name, pipeline=str(deployment.place))
+        return ChosenPipeline(name=deployment.name, pipeline=str(place.folder.manifest_folder(deployment.pipeline_id)))
+    return ChosenPipeline(name=deployment.name, pipeline=str(deployment.place))
+
+
+def choose_pipeline(pipelines: Sequence[ServedPipeline], name: str | None) -> ServedPipeline:
+    """The pipeline of a name, or the only one.
+
+    Raises:
+        UsageError: No pipeline was named, and none or several are up; or it is not up.
+    """
+    if name is not None:
+        return check_up(pipelines, name)
+    if len(pipelines) == 1:
+        return pipelines[0]
+    if not pipelines:
+        raise UsageError("No pipeline is up in this cluster.", hint="Bring one up: shardhub up MODEL")
+    names = ", ".join(pipeline.name for pipeline in pipelines)
+    raise UsageError(
+        "Several pipelines are up.", why=f"They are {names}.", hint=f"Name one: --model {pipelines[0].name}"
+    )
 
 
 class ServedNodes:
