@@ -92,6 +92,17 @@ def name_chip(reading: Reading) -> Chip:
 
 
 @cache
+def processor_name() -> str:
+    """The processor's name, for people; loads no MLX."""
+    brand = _brand() if platform.system() == "Darwin" else ""
+    reading = Reading(
+        system=platform.system(), architecture=platform.machine(), brand=brand, cpuinfo="" if brand else _cpuinfo()
+    )
+    chip = name_chip(reading)
+    return chip.cpu or chip.chip
+
+
+@cache
 def _chip() -> Chip:
     """The names of this machine's chip and processor."""
     import mlx.core as mx

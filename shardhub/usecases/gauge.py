@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.engine.host import processor_name
 from shardhub.errors import ResourceError, ShardhubError
 from shardhub.hub.cache import default_cache
 from shardhub.manifest import NumericClass, ShortText, Size, decode, encode
@@ -77,7 +78,7 @@ def measure(folder: Path) -> MeasuredMachine:
     speeds = measure_speeds(budget)
     measured = MeasuredMachine(
         versions=measured_versions(),
-        chip=(host["cpu"] or host["chip"])[:200],
+        chip=_printable(host["cpu"] or host["chip"]),
         backend=host["backend"],
         numeric_class=numeric_class(host),
         budget_bytes=budget,
@@ -129,6 +130,7 @@ class MachineGauge:
             mlx=_version("mlx"),
             mlx_lm=_version("mlx-lm"),
             system=platform.system(),
+            chip=_printable(processor_name()),
             memory_bytes=installed_memory(),
         )
 
@@ -200,6 +202,11 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
+
+
+def _printable(text: str) -> str:
+    """A name as documents hold it."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:200]
 
 
 def _free_bytes(folder: Path) -> int:

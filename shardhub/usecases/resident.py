@@ -8,10 +8,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from shardhub.address import Address, ip_of
 from shardhub.clock import SYSTEM_CLOCK
@@ -335,27 +337,47 @@ def resident_words(settings: ResidentSettings) -> list[str]:
 
 
 def stop_resident(place: ClusterPlace, *, keep_nodes: bool = False) -> bool:
-    """End this machine's resident; returns whether one ran.
+    """End this machine's resident and its nodes, those too that an earlier one left; returns whether anything ran.
 
     Args:
-        keep_nodes: Leave its nodes, which the next resident finds.
+        keep_nodes: Leave the nodes, which the next resident finds.
 
     Raises:
-        NodeFailure: It does not end.
+        NodeFailure: The resident does not end.
     """
-    record = read_record(place.folder.record)
-    process = None if record is None else record.process
-    if process is None:
-        return False
-    process.send_signal(signal.SIGTERM if keep_nodes else signal.SIGINT)
-    until = time.monotonic() + _STOP_S
-    while record is not None and record.process is not None:
-        if time.monotonic() >= until:
+    folder = place.folder
+    record = read_record(folder.record)
+    running = record is not None and record.process is not None
+    if record is not None and (process := record.process) is not None:
+        process.send_signal(signal.SIGTERM if keep_nodes else signal.SIGINT)
+        if not _ends(record, _STOP_S):
             raise NodeFailure(
                 "The resident does not end.",
-                why=f"Process {process.pid} was asked to {_STOP_S:.0f} s ago.",
-                hint=f"End it: kill -9 {process.pid}",
+                why=f"Process {record.pid} was asked to {_STOP_S:.0f} s ago.",
+                hint=f"End it: kill -9 {record.pid}",
             )
+    return running if keep_nodes else _end_left_nodes(folder.nodes) or running
+
+
+def _end_left_nodes(folder: Path) -> bool:
+    """End nodes that run without a resident, after their sessions; returns whether there were any."""
+    records = [record for path in sorted(folder.glob("*.json")) if (record := read_record(path)) is not None]
+    left = [(record, process) for record in records if (process := record.process) is not None]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for _, process in left:
+            with suppress(psutil.Error):
+                process.send_signal(number)
+        if all(_ends(record, _STOP_S) for record, _ in left):
+            break
+    return bool(left)
+
+
+def _ends(record: NodeRecord, seconds: float) -> bool:
+    """Wait for the end of a process; returns whether it came in time."""
+    until = time.monotonic() + seconds
+    while record.process is not None:
+        if time.monotonic() >= until:
+            return False
         time.sleep(_LOOK_S)
     return True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +29,8 @@ from shardhub.whole_files import write_whole
 # the file may be readable by others, and `hf auth login` keeps one for the user.
 _CARRIED = ("SHARDHUB_STATE", "SHARDHUB_TLS", "SHARDHUB_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HOME")
 _COMMAND_S = 60.0
+# Exit code of a shell for a program that does not exist.
+_NOT_THERE = 127
 
 # Runs a command; returns its exit code, and what it said.
 Runner = Callable[[Sequence[str]], tuple[int, str]]
@@ -135,8 +136,15 @@ def install_resident(
     """
     used, call = manager or this_manager(), run or run_command
     installation = installation_for(service_of(settings, used, dict(os.environ)), used)
-    _check_manager(installation, call)
-    is_replaced = installation.path.exists()
+    # What an earlier installation runs is ended first; without one, this only shows whether there is a manager.
+    code, _ = call(installation.unload[0])
+    if code == _NOT_THERE:
+        raise UsageError(
+            f"This machine has no {installation.unload[0][0]}.",
+            why="The resident cannot be made a service here, as in most containers.",
+            hint="Start it by hand, or from what starts this machine: shardhub resident run",
+        )
+    stop_resident(settings.place, keep_nodes=True)
     try:
         installation.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(installation.path, installation.data)
@@ -144,9 +152,6 @@ def install_resident(
         raise AccessError(
             f"{installation.path} cannot be written.", why=f"{error.strerror}.", hint="Run the same with sudo."
         ) from error
-    if is_replaced:
-        call(installation.unload[0])
-    stop_resident(settings.place, keep_nodes=True)
     remarks = [installation.remark] if installation.remark else []
     for command in installation.load:
         code, said = call(command)
@@ -203,20 +208,5 @@ def run_command(command: Sequence[str]) -> tuple[int, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return 127, str(error)
+        return _NOT_THERE, str(error)
     return done.returncode, done.stderr or done.stdout
-
-
-def _check_manager(installation: Installation, call: Runner) -> None:
-    """Check that the service manager runs at all, as it does not in most containers.
-
-    Raises:
-        UsageError: It does not.
-    """
-    program = installation.load[0][0]
-    if call is run_command and shutil.which(program) is None:
-        raise UsageError(
-            f"This machine has no {program}.",
-            why="The resident cannot be made a service here, as in most containers.",
-            hint="Start it by hand, or from what starts this machine: shardhub resident run",
-        )

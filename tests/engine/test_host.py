@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardhub.engine.host import Chip, Reading, host_facts, name_chip
+from shardhub.engine.host import Chip, Reading, host_facts, name_chip, processor_name
 from shardhub.manifest import NumericClass
 from shardhub.parity import describe_class, difference, names_chip, numeric_class, one_class
 
@@ -70,3 +70,9 @@ def test_this_machine_names_its_processor() -> None:
     """A node reports a numeric class that equals itself."""
     own = numeric_class(host_facts())
     assert one_class([own, own])
+
+
+def test_the_processor_is_named_without_mlx():
+    """The name that people see is that of the facts."""
+    facts = host_facts()
+    assert processor_name() == (facts["cpu"] or facts["chip"])

@@ -34,7 +34,7 @@ from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster import ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace
 from shardhub.usecases.gauge import MEASURED_FILE
-from shardhub.usecases.resident import resident_status
+from shardhub.usecases.resident import resident_status, stop_resident
 from tests import cut, nodes
 from tests.residents import MEASURED, ResidentProcess, deployed, end_all, member, reached
 from tests.security.cluster import NOW, Cluster
@@ -128,6 +128,8 @@ def test_nodes_outlive_their_resident(pipeline, tmp_path):
             assert records_of(current) == running
             if not is_last:
                 current.stop()
+        current.kill()
+        assert stop_resident(current.place)
     finally:
         end_all([current])
     assert [record.process for record in running] == [None]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardhub.errors import AccessError, FormatError, NodeFailure
+from shardhub.errors import AccessError, FormatError, NodeFailure, UsageError
 from shardhub.resident.units import Service, launchd_daemon, systemd_unit
 from shardhub.usecases.cluster_place import ClusterPlace
 from shardhub.usecases.resident import ResidentSettings
@@ -98,7 +98,9 @@ def test_the_service_runs_this_installation(manager, settings, tmp_path, monkeyp
     assert f"Environment=SHARDHUB_STATE={tmp_path / 'state'}\n" in text
     assert "Environment=HF_ENDPOINT=http://10.0.0.9:8090\n" in text
     assert "hf_secret" not in text
+    ended = "systemctl --user disable --now shardhub-resident.service"
     assert run.asked == [
+        ended,
         "systemctl --user daemon-reload",
         "loginctl enable-linger ann",
         "systemctl --user enable --now shardhub-resident.service",
@@ -106,10 +108,7 @@ def test_the_service_runs_this_installation(manager, settings, tmp_path, monkeyp
     assert installed_file(manager) == installed.path
     assert uninstall_resident(settings.place, manager=manager, run=run) == installed.path
     assert not installed.path.exists()
-    assert run.asked[3:] == [
-        "systemctl --user disable --now shardhub-resident.service",
-        "systemctl --user daemon-reload",
-    ]
+    assert run.asked[4:] == [ended, "systemctl --user daemon-reload"]
 
 
 def test_what_the_manager_refuses_is_said(manager, settings):
@@ -117,6 +116,14 @@ def test_what_the_manager_refuses_is_said(manager, settings):
     assert "logs in" in install_resident(settings, manager=manager, run=Manager("loginctl")).remark
     with pytest.raises(NodeFailure, match="refused"):
         install_resident(settings, manager=manager, run=Manager("systemctl"))
+
+
+def test_a_machine_without_a_service_manager_is_told_what_to_do(manager, settings):
+    """Nothing is written there."""
+    with pytest.raises(UsageError, match="has no systemctl") as caught:
+        install_resident(settings, manager=manager, run=lambda command: (127, ""))
+    assert "shardhub resident run" in caught.value.hint
+    assert not manager.file.exists()
 
 
 def test_a_mac_needs_root_for_a_daemon(settings, tmp_path):
