@@ -265,8 +265,8 @@ def test_a_model_without_nodes_delays_no_other(three) -> None:
         nodes.stop_all(started)
 
 
-class Told:
-    """A source of what is up that tells what a test says."""
+class ScriptedSource:
+    """A source whose lists of chains a test gives."""
 
     is_strict = False
 
@@ -291,7 +291,7 @@ def test_a_chain_follows_its_nodes_to_other_addresses(three, tmp_path) -> None:
     later = ChainUp(name="later", head=shardhub.HeadSettings(pipeline=tmp_path / "none", nodes=(moving.address,)))
     before = ChainUp(name="ant/0", head=settings_of(three, "ant", moving.address))
     after = replace(before, head=settings_of(three, "ant"))
-    source = Told(before, later)
+    source = ScriptedSource(before, later)
     try:
         with shardhub.open_gateway(source, shardhub.GatewaySettings(port=0)) as gateway:
             client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
