@@ -81,6 +81,7 @@ class Network:
         self._servers: dict[str, tuple[Host, MemoryServer]] = {}
         self._calls: dict[Call, None] = {}
         self._silent_since: dict[tuple[Host, Host], float] = {}
+        self._clogged: dict[Host, None] = {}
 
     def line(self, sender: Host, receiver: Host) -> Line:
         """The line from one machine to another, whichever processes run there."""
@@ -134,6 +135,18 @@ class Network:
             self.check_silence(sender, receiver)
             for call in list(self._calls):
                 call.flow(sender, receiver)
+
+    def clog(self, host: Host) -> None:
+        """Have a host read nothing: what arrives waits, and its senders once their windows are full."""
+        self._clogged[host] = None
+
+    def unclog(self, host: Host) -> None:
+        """Have a host read again."""
+        self._clogged.pop(host, None)
+        for call in list(self._calls):
+            for side in (call.client, call.server):
+                if side.host is host:
+                    side.wake()
 
     def set_rate(self, sender: Host, receiver: Host, *, latency_s: float, bytes_per_s: float) -> None:
         """Change the rate of a line, also for what is on its way."""
@@ -407,14 +420,14 @@ class Side:
 
     async def take(self) -> bytes | None:
         """The next message; None once there are no more."""
-        while not self._arrived and self.status is None:
+        while self.status is None and (not self._arrived or self.host in self._network._clogged):
             await self._change()
         if not self._arrived:
             return None
         other = self.other
         other._num_on_way -= 1
         if other._changed:
-            other._wake()
+            other.wake()
         return self._arrived.popleft()
 
     async def until_ended(self) -> Status:
@@ -439,7 +452,7 @@ class Side:
         self.status = status
         if status is CANCELLED:
             self._arrived.clear()
-        self._wake()
+        self.wake()
         self._call.side_ended(self)
 
     def flow(self) -> None:
@@ -487,7 +500,7 @@ class Side:
             self._network.note(self.host, other.host, data, call.path)
             other._arrived.append(data)
             if other._changed:
-                other._wake()
+                other.wake()
             if call._task is None:
                 call.arrived(other)
         if self._sending:
@@ -502,7 +515,8 @@ class Side:
         self._changed.append(change)
         await change
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever waits here look again."""
         changed, self._changed = self._changed, []
         for change in changed:
             if not change.done():

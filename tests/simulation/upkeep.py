@@ -145,6 +145,8 @@ def _all_is_fine(world: World) -> bool:
     for line in network._lines.values():
         if line.is_blocked or line.latency_s > _SLOW_S or line.bytes_per_s < _SLOW_BYTES_PER_S:
             return False
+    if network._clogged:
+        return False
     silent = network._silent_since
     return not silent or not any(
         (call.client.host, call.server.host) in silent or (call.server.host, call.client.host) in silent
