@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from shardhub.cli.flags import Output
 from shardhub.cli.options import PipelineFlags
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
-from tests import cut, nodes
+from tests import cut, forks, nodes
 
 NUM_TOKENS = 6
 QUICK = ("--interval", "0.1")
@@ -173,9 +172,9 @@ def test_status_on_a_terminal_goes_on_until_it_is_stopped(pipeline, served, tabl
     """The table is redrawn until Ctrl-C, which ends the command with exit code 0, also during the first drawing."""
     ours, theirs = pty.openpty()
     named = [part for node in served for part in ("--node", node.address)]
-    command = [sys.executable, "-m", "shardhub", "status", str(pipeline.folder), *named, *QUICK]
+    command = ["status", str(pipeline.folder), *named, *QUICK]
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
-    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env)
+    process = forks.popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env)
     os.close(theirs)
     try:
         shown = b""
