@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardhub.chain.chain_status import Reading
@@ -12,9 +12,6 @@ from shardhub.chain.local_link import LocalLink
 from shardhub.gateway.models import context_of
 from shardhub.gateway.served_models import ServedModels
 from shardhub.gateway.service import Service
-
-# The name of a machine by the address of a node on it.
-MachineName = Callable[[str], str]
 
 
 async def state_of(models: ServedModels, name: str | None) -> dict[str, Any]:
@@ -37,20 +34,15 @@ async def state_of(models: ServedModels, name: str | None) -> dict[str, Any]:
         "ready": is_usable and not models.is_draining,
         "problem": None if is_usable else next(map(str, problems), models.reason),
         "inexact": next((text for service in services if (text := service.head.inexact)), None),
-        "stages": [row for number, service in enumerate(services) for row in _stages(service, number)],
+        "stages": [row for number, service in enumerate(services) for row in _stages(models, service, number)],
         "nodes": [
             *(_node(reading) for each in readings for reading in each),
             *({"at": LocalLink.name, "alive": True, "load": load} for load in local),
         ],
         "requests": _requests(services),
         "models": [_model(models.named(each), each) for each in models.names],
-        "machines": list(_machines(models.services)),
+        "machines": list(_machines(models)),
     }
-
-
-def machine_name(address: str) -> str:
-    """The name of the machine that a node runs on: its address, where no cluster gives names."""
-    return address
 
 
 def _model(services: Sequence[Service], name: str) -> dict[str, Any]:
@@ -63,7 +55,7 @@ def _model(services: Sequence[Service], name: str) -> dict[str, Any]:
     }
 
 
-def _stages(service: Service, number: int) -> list[dict[str, Any]]:
+def _stages(models: ServedModels, service: Service, number: int) -> list[dict[str, Any]]:
     """Where the stages of a chain run.
 
     Args:
@@ -73,18 +65,18 @@ def _stages(service: Service, number: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = service.head.describe_stages()
     for row in rows:
         row["chain"] = number
-        row["machine"] = machine_name(row["at"])
+        row["machine"] = models.machine_name(row["at"])
         row["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in row["stages"])
     return rows
 
 
-def _machines(services: Sequence[Service]) -> Iterator[dict[str, Any]]:
+def _machines(models: ServedModels) -> Iterator[dict[str, Any]]:
     """Each machine by name, with the stages that run there."""
     served: dict[str, list[dict[str, Any]]] = {}
-    for service in services:
+    for service in models.services:
         for row in service.head.describe_stages():
             stages = {"model": service.model_names[0], "stages": row["stages"], "layers": row["layers"]}
-            served.setdefault(machine_name(str(row["at"])), []).append(stages)
+            served.setdefault(models.machine_name(str(row["at"])), []).append(stages)
     for name, stages_there in served.items():
         yield {"name": name, "serves": stages_there}
 

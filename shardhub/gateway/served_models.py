@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -46,6 +46,7 @@ class ServedModels:
         answers: The stored answers of the Responses API, whichever model gave them.
         absent: The chains that are waited for, by their names.
         is_draining: Whether the gateway is shutting down.
+        machine_names: Names of machines by the addresses of nodes on them, where a cluster gives names.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -53,11 +54,16 @@ class ServedModels:
         self.answers = ResponseStore()
         self.absent: dict[str, AbsentChain] = {}
         self.is_draining = False
+        self.machine_names: Mapping[str, str] = {}
         self._served: list[Service] = []
         self._leaving: list[Service] = []
         self._num_chosen = 0
         self._chosen_at: dict[Service, int] = {}
         self._observers: list[Callable[[Service], None]] = []
+
+    def machine_name(self, address: str) -> str:
+        """The name of the machine that a node runs on; its address where it has none."""
+        return self.machine_names.get(address, address)
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from shardhub.errors import UsageError
@@ -21,12 +21,14 @@ class ChainUp:
         head: Its pipeline and nodes.
         model_names: The model's names for clients; empty is the pipeline's own.
         follows: Whether `head.nodes`, each HOST:PORT, may change while the chain is up: nodes named later join it.
+        machines: Names of the machines that its nodes run on, by the nodes' addresses, as far as they are known.
     """
 
     name: str
     head: HeadSettings
     model_names: tuple[str, ...] = ()
     follows: bool = True
+    machines: Mapping[str, str] = field(default_factory=dict)
 
 
 class ChainSource(Protocol):

@@ -87,6 +87,7 @@ class ClusterChains:
                 name=served.name,
                 head=replace(self._head, pipeline=place_of(served, self._place), nodes=served.addresses),
                 model_names=(served.name,),
+                machines={node.address: node.machine for node in served.nodes if node.address is not None},
             )
             for served in pipelines
         )

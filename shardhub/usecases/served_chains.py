@@ -130,6 +130,7 @@ class ServedChains:
     def _take(self, chains: Sequence[ChainUp]) -> None:
         """Start the chains that have come, and end those that have gone."""
         named = {up.name: up for up in chains}
+        self._models.machine_names = {address: name for up in chains for address, name in up.machines.items()}
         for name, chain in list(self._chains.items()):
             if name in named and _is_same(chain.up, named[name]):
                 chain.up = named[name]
@@ -233,4 +234,8 @@ def _is_same(one: ChainUp, other: ChainUp) -> bool:
     """Whether two descriptions are of the same chain, whose nodes may have changed."""
     if not other.follows:
         return one == other
-    return replace(one, head=replace(one.head, nodes=())) == replace(other, head=replace(other.head, nodes=()))
+    return _without_nodes(one) == _without_nodes(other)
+
+
+def _without_nodes(up: ChainUp) -> ChainUp:
+    return replace(up, head=replace(up.head, nodes=()), machines={})
