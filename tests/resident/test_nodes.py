@@ -51,7 +51,7 @@ def ordered(*given: Deployment) -> Deployments:
 
 
 def serve(order) -> list[str]:
-    options = ["--stages", "1", "--context", str(order.deployment.capacity.context), "--no-share"]
+    options = ["--stages", "1", "--port", "0", "--context", str(order.deployment.capacity.context), "--no-share"]
     return ["serve", order.deployment.place, *options]
 
 
