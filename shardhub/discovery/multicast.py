@@ -26,6 +26,7 @@ _LOOK_S = 5.0
 _RETRY_S = 60.0
 # An announcement that does not carry all its records is asked for the rest.
 _ASK_MS = 1500
+_ASK_AGAIN_S = (1.0, 4.0, 16.0, 0.0)
 # Instances that are asked at once, and that wait to be asked; a flood of them is dropped.
 _MAX_ASKED, _MAX_WAITING = 8, 64
 # Instances whose machine is known, so that its goodbye is understood.
@@ -161,11 +162,14 @@ class Multicast:
             task.add_done_callback(self._asking.discard)
 
     async def _ask(self, zeroconf: Zeroconf, info: AsyncServiceInfo) -> None:
-        """Ask for the records that an announcement left out."""
+        """Ask for the records that an announcement left out, and again if they do not come: messages get lost."""
         try:
-            async with self._places:
-                if await info.async_request(zeroconf, _ASK_MS):
-                    self._take(info)
+            for pause_s in _ASK_AGAIN_S:
+                async with self._places:
+                    if await info.async_request(zeroconf, _ASK_MS):
+                        self._take(info)
+                        return
+                await asyncio.sleep(pause_s)
         except OSError as error:
             log.info("an announcement could not be asked for its records: %s", error)
         finally:

@@ -444,7 +444,7 @@ class Engine:
                 f"A step has {len(step.ids)} bytes of ids for {step.length} ids in each of {len(step.rows)} rows."
             )
         # A decode step has few ids: numpy would take 20 microseconds for each of the two.
-        ids = memoryview(step.ids).cast("i")
+        ids = memoryview(step.ids).cast("i").tolist()
         smallest, largest_id = min(ids), max(ids)
         if smallest < 0 or (self.facts.vocab_size and largest_id >= self.facts.vocab_size):
             raise WireError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from shardhub.errors import DigestMismatch
@@ -107,7 +110,8 @@ def mirror(
             notice=patience.notice,
             progress=add_bytes,
         )
-        _commit(calls, target, [to_upload(path, blob, sha256)], file_title(source, path))
+        with _named(blob, path) as link:
+            _commit(calls, target, [to_upload(path, link, sha256)], file_title(source, path))
         blob.unlink(missing_ok=True)
     _finish(source, calls, target, small, there.files)
     made = _newest(calls, target, patience)
@@ -120,6 +124,15 @@ def mirror(
         size_bytes=sum(file.size_bytes for file in source.files.values()),
         sent_bytes=total,
     )
+
+
+@contextmanager
+def _named(blob: Path, path: str) -> Iterator[Path]:
+    """A link to a blob with its file's name, by which the client labels its progress bar."""
+    with tempfile.TemporaryDirectory(prefix="shardhub-mirror-") as folder:
+        link = Path(folder, PurePosixPath(path).name)
+        link.symlink_to(blob.absolute())
+        yield link
 
 
 def _newest(calls: HubCalls, repo: str, patience: Patience) -> PinnedRepo:

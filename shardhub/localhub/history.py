@@ -11,13 +11,31 @@ from shardhub.localhub import tree as trees
 from shardhub.localhub.paths import check_ref_name, is_commit
 from shardhub.localhub.refusals import Refusal, bad_request, revision_not_found
 from shardhub.localhub.repos import Repo, own_object, owned_objects, timestamp
-from shardhub.localhub.tree import Add, Operation, Tree
+from shardhub.localhub.tree import Add, Entry, Operation, Tree
 
 DEFAULT_BRANCH = "main"
+CARD = "README.md"
 BRANCH = "refs/heads/"
 TAG = "refs/tags/"
 # As in git, the client may shorten the parent's id.
 _MIN_PARENT_CHARS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What lists show of a commit.
+
+    Attributes:
+        date: When it was made, in UTC as ISO 8601.
+        num_files, size_bytes: Of all its files.
+        card: Its README.md, if any.
+    """
+
+    id: str
+    date: str
+    num_files: int
+    size_bytes: int
+    card: Entry | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +49,17 @@ class Commit:
     author: str
     date: str
     tree: Tree
+
+    @property
+    def outline(self) -> Outline:
+        """What lists show of it."""
+        return Outline(
+            id=self.id,
+            date=self.date,
+            num_files=len(self.tree),
+            size_bytes=sum(entry.size_bytes for entry in self.tree.values()),
+            card=self.tree.get(CARD),
+        )
 
 
 def start(connection: sqlite3.Connection, repo: Repo, author: str, gitattributes: Add) -> None:
@@ -62,7 +91,21 @@ def resolve(connection: sqlite3.Connection, repo: Repo, revision: str) -> str:
 
 def read(connection: sqlite3.Connection, repo: Repo, commit: str) -> Commit:
     """Read a commit by its id."""
-    row = connection.execute("SELECT * FROM commits WHERE repo = ? AND id = ?", (repo.row, commit)).fetchone()
+    row = stored(connection, repo, commit)
+    assert row is not None
+    return commit_of(row)
+
+
+def stored(connection: sqlite3.Connection, repo: Repo, commit: str) -> sqlite3.Row | None:
+    """A commit's row; None if there is no such commit."""
+    row: sqlite3.Row | None = connection.execute(
+        "SELECT * FROM commits WHERE repo = ? AND id = ?", (repo.row, commit)
+    ).fetchone()
+    return row
+
+
+def commit_of(row: sqlite3.Row) -> Commit:
+    """The commit in a row."""
     return Commit(
         id=row["id"],
         parent=row["parent"],

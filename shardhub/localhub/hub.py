@@ -9,6 +9,7 @@ from types import TracebackType
 
 from shardhub.errors import UsageError
 from shardhub.localhub.catalog import FILE, Catalog
+from shardhub.localhub.outlines import Outlines
 from shardhub.localhub.rendered_cards import RenderedCards
 from shardhub.localhub.signing import Signer
 from shardhub.localhub.store import BlobStore
@@ -40,6 +41,7 @@ class LocalHub:
         self._lock = _locked(folder / _LOCK_FILE)
         try:
             self.catalog = Catalog(folder)
+            self.outlines = Outlines(self.catalog)
             self.store = BlobStore(folder)
             self.uploads = Uploads(folder, self.store)
             self.store.sweep()

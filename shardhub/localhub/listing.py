@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from shardhub.localhub import history, pages, repos
+from shardhub.localhub import pages, repos
 from shardhub.localhub.card import tags
 from shardhub.localhub.catalog import Catalog
-from shardhub.localhub.history import DEFAULT_BRANCH
 from shardhub.localhub.metadata import metadata_of
+from shardhub.localhub.outlines import Outlines
 from shardhub.localhub.paths import REPO_TYPES
 from shardhub.localhub.store import BlobStore
 
@@ -36,12 +37,8 @@ def list_repos(folder: Path) -> list[ListedRepo]:
     """List all repos of the Hub in a folder, newest first."""
     catalog, store = Catalog(folder), BlobStore(folder)
     try:
-        with catalog.reading() as connection:
-            listed = [
-                (repo, history.read(connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)))
-                for kind in REPO_TYPES
-                for repo in repos.all_repos(connection, kind)
-            ]
+        outlines = Outlines(catalog)
+        listed = [head for kind in REPO_TYPES for head in outlines.heads(partial(repos.all_repos, kind=kind))]
     finally:
         catalog.close()
     return [
@@ -50,8 +47,8 @@ def list_repos(folder: Path) -> list[ListedRepo]:
             kind=pages.kind_of(repo, tags(metadata_of(store, commit))),
             private=repo.private,
             commit=commit.id,
-            size_bytes=pages.size_bytes(commit),
-            num_files=len(commit.tree),
+            size_bytes=commit.size_bytes,
+            num_files=commit.num_files,
             changed=commit.date,
         )
         for repo, commit in listed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.localhub.card import CardError, front_matter
-from shardhub.localhub.history import Commit
+from shardhub.localhub.history import Outline
 from shardhub.localhub.store import BlobStore
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,9 @@ _MAX_CARDS = 1024
 _NO_FIELDS = ("self", "ignore_metadata_errors")
 
 
-def metadata_of(store: BlobStore, commit: Commit) -> dict[str, Any]:
+def metadata_of(store: BlobStore, commit: Outline) -> dict[str, Any]:
     """The metadata of a commit's card; empty if there is none, or it is unusable."""
-    card = commit.tree.get("README.md")
+    card = commit.card
     if card is None or card.size_bytes > _MAX_CARD_BYTES:
         return {}
     try:

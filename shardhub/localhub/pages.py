@@ -13,7 +13,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from shardhub.localhub.history import Commit
+from shardhub.localhub.history import Outline
 from shardhub.localhub.repos import Repo
 from shardhub.resources import resource
 from shardhub.sizes import traffic_text
@@ -78,11 +78,6 @@ def kind_of(repo: Repo, tags: Sequence[str]) -> str:
     return next((kind for tag, kind in _KINDS.items() if tag in tags), "model")
 
 
-def size_bytes(commit: Commit) -> int:
-    """Size of all files of a commit together."""
-    return sum(entry.size_bytes for entry in commit.tree.values())
-
-
 def uses(repo: Repo, kind: str, base: str) -> list[str]:
     """The commands that use a repo, ready to be copied."""
     settings = f"export HF_ENDPOINT={base}" + (" HF_TOKEN=..." if repo.private else "")
@@ -112,13 +107,13 @@ def _environment() -> Environment:
     return environment
 
 
-def row(repo: Repo, commit: Commit, tags: Sequence[str]) -> RepoRow:
+def row(repo: Repo, commit: Outline, tags: Sequence[str]) -> RepoRow:
     """Describe a repo for a list."""
     return RepoRow(
         id=repo.id,
         url=repo.url_path,
         kind=kind_of(repo, tags),
         private=repo.private,
-        size=traffic_text(size_bytes(commit)),
+        size=traffic_text(commit.size_bytes),
         changed=f"{commit.date[:16].replace('T', ' ')} UTC",
     )

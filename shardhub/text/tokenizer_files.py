@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ MAX_CONFIG_BYTES = 4 * 1024**2
 _OPENED = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken", ".v1", ".v2", ".v3"})
 # Maximum factor by which a tokenizer's successive rules may lengthen a text; known tokenizers stay below 100.
 MAX_GROWTH = 1 << 16
+# While one thread imports transformers, another one gets its modules without the names that are defined late:
+# "cannot import name 'AutoTokenizer'" (transformers 5, two pipelines of one gateway).
+_loading = threading.Lock()
 
 
 def quieten_transformers() -> None:
@@ -37,12 +41,21 @@ def load_tokenizer(folder: Path) -> Any:
     """
     _check_files(folder)
     quieten_transformers()
+    with _loading:
+        tokenizer = _tokenizer_of(folder)
+    if not tokenizer.is_fast:
+        raise UnsupportedModel(
+            f"The tokenizer in {folder} is not a fast tokenizer (tokenizer.json).",
+            why=f"It loads as {type(tokenizer).__name__}.",
+        )
+    return tokenizer
+
+
+def _tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
-        )
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, use_fast=True)
     except BaseException as error:  # the folder is untrusted, and transformers' parsing can raise anything
         if not isinstance(error, Exception) and not is_panic(error):
             raise
@@ -55,12 +68,6 @@ def load_tokenizer(folder: Path) -> Any:
             if "code" in str(error)
             else "Download tokenizer.json and tokenizer_config.json again from the model's publisher.",
         ) from error
-    if not tokenizer.is_fast:
-        raise UnsupportedModel(
-            f"The tokenizer in {folder} is not a fast tokenizer (tokenizer.json).",
-            why=f"It loads as {type(tokenizer).__name__}.",
-        )
-    return tokenizer
 
 
 def check_template(folder: Path, template: object) -> None:

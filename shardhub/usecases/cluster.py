@@ -19,6 +19,7 @@ from shardhub.resident.order import HandedDocument, Order
 from shardhub.resident.reach import reach
 from shardhub.resident.reading import ReadReport
 from shardhub.splitting.file_order import FileOrder
+from shardhub.usecases.cluster_files import read_on_machines
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
 from shardhub.usecases.cluster_view import ClusterMachine, ServedPipeline, pipelines_of
 from shardhub.usecases.loop import LoopThread
@@ -124,7 +125,7 @@ class Cluster:
         Raises:
             ShardhubError: A machine does not answer or cannot read its files; the message names it.
         """
-        return self._loop.wait(self._read_files(orders, progress))
+        return self._loop.wait(read_on_machines(self._link, self._dialer, orders, progress, self._clock))
 
     def watch(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[tuple[ClusterMachine, ...]]:
         """All machines, now and after each change, at most five times a second each.
@@ -201,37 +202,6 @@ class Cluster:
         own = await self._link.describe()
         states = await asyncio.gather(*(self._state_of(member) for member in own.members))
         return _joined({"": own, **{member.name: state for member, state in zip(own.members, states, strict=True)}})
-
-    async def _read_files(
-        self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
-    ) -> dict[str, str]:
-        own = await self._link.describe()
-        digests: dict[str, str] = {}
-
-        addresses = {member.name: member.addresses for member in own.members}
-
-        async def read(name: str, order: FileOrder) -> None:
-            link = (
-                self._link if name == own.name else await reach(self._dialer, name, addresses[name], clock=self._clock)
-            )
-            try:
-                async for report in link.read_files(order):
-                    progress(name, report)
-                    digests.update(report.digests or {})
-            except ShardhubError as error:
-                what = f"{name} could not read its layers: {error.what}"
-                raise type(error)(what, why=error.why, hint=error.hint) from error
-            finally:
-                if link is not self._link:
-                    await link.close()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for name, order in orders.items():
-                    group.create_task(read(name, order))
-        except* ShardhubError as errors:
-            raise errors.exceptions[0] from None
-        return digests
 
     async def _say_goodbye(self) -> None:
         own = await self._link.describe()

@@ -54,16 +54,8 @@ def choose_served(
             pipelines = cluster.pipelines()
     except NodeUnreachable as error:
         raise none_given(error, example) from error
-    if name is None:
-        if len(pipelines) != 1:
-            names = ", ".join(pipeline.name for pipeline in pipelines)
-            raise UsageError(
-                "Several pipelines are up." if pipelines else "No pipeline is up in this cluster.",
-                why=f"They are {names}." if pipelines else "",
-                hint=f"Name one: --model {pipelines[0].name}" if pipelines else "Bring one up: shardhub up MODEL",
-            )
-        name = pipelines[0].name
-    return ChosenPipeline(name=name, pipeline=place_of(check_up(pipelines, name), place))
+    served = choose_pipeline(pipelines, name)
+    return ChosenPipeline(name=served.name, pipeline=place_of(served, place))
 
 
 def none_given(error: NodeUnreachable, example: str) -> UsageError:
@@ -89,6 +81,26 @@ def place_of(served: ServedPipeline, place: ClusterPlace) -> str:
     if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
         return str(place.folder.manifest_folder(deployment.pipeline_id))
     return str(deployment.place)
+
+
+def choose_pipeline(pipelines: Sequence[ServedPipeline], name: str | None) -> ServedPipeline:
+    """The pipeline of a name, or the only one.
+
+    Raises:
+        UsageError: No pipeline was named, and none or several are up; or it is not up.
+    """
+    if name is not None:
+        return check_up(pipelines, name)
+    if len(pipelines) == 1:
+        return pipelines[0]
+    if not pipelines:
+        raise UsageError("No pipeline is up in this cluster.", hint="Bring one up: shardhub up MODEL")
+    names = ", ".join(pipeline.name for pipeline in pipelines)
+    raise UsageError(
+        "Several pipelines are up.",
+        why=f"They are {names}.",
+        hint=f"Name one, such as: shardhub generate --model {pipelines[0].name}",
+    )
 
 
 class ServedNodes:

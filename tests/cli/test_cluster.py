@@ -10,7 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from shardhub.manifest import encode
+from shardhub.usecases.cluster_place import ClusterPlace
+from shardhub.usecases.gauge import MEASURED_FILE
 from tests import namespaces
+from tests.residents import MEASURED
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not namespaces.can_make(), reason="networks of its own need Linux namespaces")
@@ -30,6 +34,9 @@ class Person:
         folders = {f"XDG_{kind}_HOME": str(home / kind) for kind in ("CONFIG", "STATE", "CACHE", "DATA")}
         unset = {"SHARDHUB_TLS": "", "SHARDHUB_STATE": "", "SHARDHUB_NODES": "", "SHARDHUB_CACHE": str(home / "cache")}
         self._environment = {**os.environ, **folders, **unset, "HOME": str(home)}
+        # As if the resident had run before: measuring takes the processor for a while.
+        state = ClusterPlace(state=home / "STATE" / "shardhub").folder
+        (state.path / MEASURED_FILE).write_bytes(encode(MEASURED))
 
     def types(self, *words, fails=0):
         """Run a command, and return what it prints."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import httpx
 import openai
@@ -13,6 +16,7 @@ import pytest
 
 import shardhub
 from shardhub.errors import UsageError
+from shardhub.usecases.chains_up import ChainUp
 from tests import cut, nodes
 from tests.gateway.conftest import PIECE_S
 from tests.gateway.serving import GatewayProcess
@@ -206,10 +210,10 @@ def test_removing_and_adding_a_model_disturbs_no_other_stream(three) -> None:
     try:
         with shardhub.open_gateway(list(heads.values()), shardhub.GatewaySettings(port=0)) as gateway:
             client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
-            whole = {name: ask(client, name, 60, extra_body={"ignore_eos": True}) for name in lines}
+            whole = {name: ask(client, name, 40, extra_body={"ignore_eos": True}) for name in lines}
             for line in lines.values():
                 line.slow(PIECE_S)
-            with streaming(client, "ant", 60) as staying, streaming(client, "bee", 60) as leaving:
+            with streaming(client, "ant", 40) as staying, streaming(client, "bee", 40) as leaving:
                 gateway.serve([heads["ant"], heads["cat"]])
                 wait_until(lambda: [model.id for model in client.models.list()] == ["ant", "cat"])
                 with pytest.raises(openai.NotFoundError):
@@ -221,7 +225,7 @@ def test_removing_and_adding_a_model_disturbs_no_other_stream(three) -> None:
             lines["bee"].heal()
             gateway.serve([heads["ant"], heads["cat"], heads["bee"]])
             wait_until(lambda: [model.id for model in client.models.list()] == ["ant", "cat", "bee"])
-            assert ask(client, "bee", 60, extra_body={"ignore_eos": True}) == whole["bee"]
+            assert ask(client, "bee", 40, extra_body={"ignore_eos": True}) == whole["bee"]
             gateway.serve([])
             wait_until(lambda: not client.models.list().data)
             with pytest.raises(openai.InternalServerError, match="No model is served now"):
@@ -259,3 +263,52 @@ def test_a_model_without_nodes_delays_no_other(three) -> None:
     finally:
         gateway.stop()
         nodes.stop_all(started)
+
+
+class ScriptedSource:
+    """A source whose lists of chains a test gives."""
+
+    is_strict = False
+
+    def __init__(self, *chains: ChainUp) -> None:
+        self._first = chains
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def changes(self) -> AsyncGenerator[Sequence[ChainUp], None]:
+        self._loop, self._lists = asyncio.get_running_loop(), asyncio.Queue()
+        yield self._first
+        while True:
+            yield await self._lists.get()
+
+    def tell(self, *chains: ChainUp) -> None:
+        self._loop.call_soon_threadsafe(self._lists.put_nowait, chains)
+
+
+def test_a_chain_follows_its_nodes_to_other_addresses(three, tmp_path) -> None:
+    """A chain whose nodes move goes on at their new addresses, and one that cannot be read yet holds up no other."""
+    folders = tuple(cut.shard_folder(three.pipelines["ant"], index) for index in range(2))
+    (moving,) = nodes.start(folders, options=NODE_OPTIONS)
+    later = ChainUp(name="later", head=shardhub.HeadSettings(pipeline=tmp_path / "none", nodes=(moving.address,)))
+    before = ChainUp(name="ant/0", head=settings_of(three, "ant", moving.address))
+    after = replace(before, head=settings_of(three, "ant"))
+    source = ScriptedSource(before, later)
+    try:
+        with shardhub.open_gateway(source, shardhub.GatewaySettings(port=0)) as gateway:
+            client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
+            text = ask(client, "ant")
+
+            def addresses() -> set[str]:
+                state = httpx.get(f"{gateway.url}/shardhub/state", timeout=60).json()
+                return {stage["at"] for stage in state["stages"]}
+
+            assert addresses() == {moving.address}
+            source.tell(after)
+            wait_until(lambda: three.nodes["ant"].address in addresses())
+            moving.kill()
+            assert ask(client, "ant") == text
+            with pytest.raises(UsageError, match="what is up in its cluster"):
+                gateway.serve([])
+            source.tell()
+            wait_until(lambda: not client.models.list().data)
+    finally:
+        nodes.stop_all([moving])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from shardhub.errors import AccessError, Conflict, DigestMismatch, NotFound, UsageError
 from shardhub.localhub.server import RunningHub, running_hub
@@ -76,6 +78,20 @@ def test_mirror_has_exactly_the_sources_files(hubs: tuple[RunningHub, RunningHub
     again = mirror(f"{hubs[0].endpoint}/{MODEL}")
     assert (again.sent_bytes, again.commit) == (0, done.commit)
     assert list((tmp_path / "cache" / "mirror" / "blobs").iterdir()) == []
+
+
+def test_progress_bars_name_the_files(
+    hubs: tuple[RunningHub, RunningHub], api: HfApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The client's bars are labelled by the files' names, not by the digests under which the blobs are kept."""
+    enable_progress_bars()
+    try:
+        mirror(MODEL, settings_for(hubs[0]))
+    finally:
+        disable_progress_bars()
+    shown = capsys.readouterr().err
+    assert "w.bin: 100%" in shown
+    assert hashlib.sha256(CONTENTS["sub/folder/w.bin"]).hexdigest()[:8] not in shown
 
 
 def test_other_contents_are_replaced_only_if_asked(hubs: tuple[RunningHub, RunningHub], api: HfApi) -> None:

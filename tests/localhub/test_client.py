@@ -401,6 +401,17 @@ def test_list_models(hub: RunningHub, api: HfApi, repo: str, filled: str) -> Non
     assert [info.id for info in api.list_models(limit=1)] == ["bob/open"]
 
 
+def test_lists_name_files_only_if_asked(api: HfApi, repo: str, filled: str) -> None:
+    """A listing has no files, which may be many, but all of them with `full`; both have the newest commit's card."""
+    (brief,), (full,) = list(api.list_models()), list(api.list_models(full=True))
+    assert (brief.siblings, brief.sha) == (None, filled)
+    assert sorted(one.rfilename for one in full.siblings) == sorted(api.list_repo_files(repo))
+    assert brief.tags == full.tags
+    api.upload_file(path_or_fileobj=b"---\ntags: [changed]\n---\n", path_in_repo="README.md", repo_id=repo)
+    (again,) = api.list_models()
+    assert "changed" in again.tags
+
+
 def test_settings(hub: RunningHub, api: HfApi, repo: str) -> None:
     stranger = HfApi(endpoint=hub.endpoint, token=False)
     api.update_repo_settings(repo, private=False, gated="auto")

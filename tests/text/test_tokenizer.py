@@ -335,6 +335,24 @@ def test_loading_opens_no_connection(folder: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "49152\n"
 
 
+def test_several_load_at_once(folder: Path) -> None:
+    """Tokenizers load in several threads of a process that has not imported transformers yet."""
+    program = (
+        "import sys, threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from shardhub.text.tokenizer import Tokenizer\n"
+        "together = threading.Barrier(4)\n"
+        "def load(_):\n"
+        "    together.wait()\n"
+        "    return Tokenizer(Path(sys.argv[1])).vocab_size\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    print(set(pool.map(load, range(4))))\n"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "{49152}\n"
+
+
 def test_code_of_a_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     """A tokenizer that brings its own Python is refused, and its code is not imported."""
     made = copy_with(

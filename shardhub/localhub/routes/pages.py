@@ -59,12 +59,13 @@ async def list_repos(request: Request) -> Response:
     namespace = parameter(request, "namespace") if "namespace" in request.path_params else None
 
     def look() -> list[pages.RepoRow]:
-        with hub.catalog.reading() as connection:
-            listed = [
-                (repo, history.read(connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)))
+        listed = hub.outlines.heads(
+            lambda connection: [
+                repo
                 for kind in REPO_TYPES
                 for repo in repos.list_repos(connection, caller, kind, author=namespace, search=None)
             ]
+        )
         return [pages.row(repo, commit, tags(metadata_of(hub.store, commit))) for repo, commit in listed]
 
     rows = await run_in_threadpool(look)
@@ -83,7 +84,7 @@ async def show_repo(request: Request) -> Response:
         return await _show_file(request, repo, commit, folder)
 
     def look() -> dict[str, Any]:
-        kind = pages.kind_of(repo, tags(metadata_of(hub.store, commit)))
+        kind = pages.kind_of(repo, tags(metadata_of(hub.store, commit.outline)))
         return {
             "kind": kind,
             "files": [_file(path, commit) for path in trees.listing(commit.tree, folder, recursive=False)],
@@ -103,7 +104,7 @@ async def show_repo(request: Request) -> Response:
         commit=commit,
         folder=folder,
         above=folder.rpartition("/")[0],
-        size=traffic_text(pages.size_bytes(commit)),
+        size=traffic_text(commit.outline.size_bytes),
         num_files=len(commit.tree),
         card=card,
         **looked,

@@ -23,7 +23,7 @@ from shardhub.localhub.access import (
 )
 from shardhub.localhub.bodies import read_model
 from shardhub.localhub.card import tags
-from shardhub.localhub.history import DEFAULT_BRANCH, Commit
+from shardhub.localhub.history import DEFAULT_BRANCH, Outline
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.messages import CreateRepo, MoveRepo, RepoName, RepoSettings
 from shardhub.localhub.metadata import metadata_of
@@ -137,43 +137,56 @@ async def info(request: Request) -> Response:
     def look() -> dict[str, Any]:
         with hub.catalog.reading() as connection:
             commit = history.read(connection, repo, history.resolve(connection, repo, revision))
-        return describe(hub, repo, commit, blobs=blobs)
+        siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
+        return {**describe(hub, repo, commit.outline), "siblings": siblings}
 
     return JSONResponse(await run_in_threadpool(look))
 
 
 async def list_all(request: Request) -> Response:
-    """GET /api/models and /api/datasets, filtered by author, search and tags."""
+    """GET /api/models and /api/datasets, filtered by author, search and tags.
+
+    As on the public Hub, files are named only for `full`.
+    """
     caller = await caller_of(request)
     query = request.query_params
     required_tags = set(query.getlist("filter"))
     start = _number(query.get("cursor"), 0)
     count = min(_number(query.get("limit"), _PAGE), _PAGE)
+    is_full = query.get("full", "").lower() in {"true", "1"}
     hub = hub_of(request)
 
-    def look() -> list[dict[str, Any]]:
-        with hub.catalog.reading() as connection:
-            listed = repos.list_repos(
+    def look() -> tuple[list[dict[str, Any]], bool]:
+        listed = hub.outlines.heads(
+            lambda connection: repos.list_repos(
                 connection, caller, repo_type(request), author=query.get("author"), search=query.get("search")
             )
-            heads = [
-                history.read(connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)) for repo in listed
-            ]
-        described = (describe(hub, repo, commit) for repo, commit in zip(listed, heads, strict=True))
-        return [one for one in described if required_tags <= set(one["tags"])]
+        )
+        described = [(repo, commit, describe(hub, repo, commit)) for repo, commit in listed]
+        matching = [one for one in described if required_tags <= set(one[2]["tags"])]
+        page = matching[start : start + count]
+        answers = [one | _files(hub, repo, commit) if is_full else one for repo, commit, one in page]
+        return answers, len(matching) > start + count
 
-    page = await run_in_threadpool(look)
+    page, has_more = await run_in_threadpool(look)
     headers = {}
-    if len(page) > start + count:
+    if has_more:
         following = request.url.include_query_params(cursor=start + count).query
         headers["Link"] = f'<{base_url(request)}{request.url.path}?{following}>; rel="next"'
-    return JSONResponse(page[start : start + count], headers=headers)
+    return JSONResponse(page, headers=headers)
 
 
-def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
-    """Describe a repo at a commit for the client's `ModelInfo`; `blobs` adds sizes and ids of the files."""
+def _files(hub: LocalHub, repo: Repo, commit: Outline) -> dict[str, Any]:
+    """The names of a commit's files, for a client that asks for everything; none if it was deleted meanwhile."""
+    with hub.catalog.reading() as connection:
+        row = history.stored(connection, repo, commit.id)
+    tree = {} if row is None else history.commit_of(row).tree
+    return {"siblings": [sibling(path, entry, blobs=False) for path, entry in sorted(tree.items())]}
+
+
+def describe(hub: LocalHub, repo: Repo, commit: Outline) -> dict[str, Any]:
+    """Describe a repo at a commit for the client's `ModelInfo`, without its files."""
     metadata = metadata_of(hub.store, commit)
-    siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
     return {
         "_id": hashlib.sha256(str(repo.row).encode()).hexdigest()[:24],
         "id": repo.id,
@@ -189,7 +202,6 @@ def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) 
         "lastModified": commit.date,
         "tags": tags(metadata),
         "cardData": metadata,
-        "siblings": siblings,
         **{name: metadata[name] for name in ("library_name", "pipeline_tag") if isinstance(metadata.get(name), str)},
     }
 

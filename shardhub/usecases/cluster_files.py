@@ -1,0 +1,59 @@
+"""Having the machines of a cluster read weight files, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.errors import ShardhubError
+from shardhub.resident.calls import ResidentDialer, ResidentLink
+from shardhub.resident.reach import reach
+from shardhub.resident.reading import ReadReport
+from shardhub.splitting.file_order import FileOrder
+
+
+async def read_on_machines(
+    own_link: ResidentLink,
+    dialer: ResidentDialer,
+    orders: Mapping[str, FileOrder],
+    progress: Callable[[str, ReadReport], None],
+    clock: Clock = SYSTEM_CLOCK,
+) -> dict[str, str]:
+    """Have machines read weight files into their caches; returns the sha256 of the files by key.
+
+    Args:
+        own_link: This machine's resident, which knows where the others are.
+        dialer: Connects to the others.
+        orders: What each machine reads, by its name.
+        progress: Called with a machine's name and its reports.
+
+    Raises:
+        ShardhubError: A machine does not answer or cannot read its files; the message names it. The others end, too.
+    """
+    own = await own_link.describe()
+    addresses = {member.name: member.addresses for member in own.members}
+    digests: dict[str, str] = {}
+
+    async def read(name: str, order: FileOrder) -> None:
+        link = own_link
+        if name != own.name:
+            link = await reach(dialer, name, addresses[name], clock=clock)
+        try:
+            async for report in link.read_files(order):
+                progress(name, report)
+                digests.update(report.digests or {})
+        except ShardhubError as error:
+            what = f"{name} could not read its layers: {error.what}"
+            raise type(error)(what, why=error.why, hint=error.hint) from error
+        finally:
+            if link is not own_link:
+                await link.close()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name, order in orders.items():
+                group.create_task(read(name, order))
+    except* ShardhubError as errors:
+        raise errors.exceptions[0] from None
+    return digests
