@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -12,8 +13,11 @@ from shardhub.resident.deployments import Assignment, Deployment, Deployments
 from shardhub.resident.nodes import Nodes, Phase, orders_for
 from shardhub.resident.processes import SystemLauncher
 from tests import cut
+from tests.nodes import START_TIMEOUT_S
 from tests.security.loop import in_loop
 from tests.waiting import until
+
+in_patient_loop = partial(in_loop, timeout_s=300)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def ordered(*given: Deployment) -> Deployments:
 
 
 def serve(order) -> list[str]:
-    options = ["--stages", "1", "--context", str(order.deployment.capacity.context), "--no-share"]
+    options = ["--stages", "1", "--port", "0", "--context", str(order.deployment.capacity.context), "--no-share"]
     return ["serve", order.deployment.place, *options]
 
 
@@ -63,7 +67,7 @@ def test_a_node_depends_on_its_own_stage_only(tmp_path):
     assert orders_for([first], "studio") == []
 
 
-@in_loop
+@in_patient_loop
 async def test_a_node_is_kept_until_it_is_not_ordered(pipeline, tmp_path):
     """It is started, started again after a kill, found by the next resident, and ended with its order."""
     deployments = ordered(deployed(pipeline.folder))
@@ -74,12 +78,12 @@ async def test_a_node_is_kept_until_it_is_not_ordered(pipeline, tmp_path):
         (status,) = nodes.statuses
         return status.phase is Phase.READY and status.record.pid != pid
 
-    await until(lambda: is_ready(first))
+    await until(lambda: is_ready(first), START_TIMEOUT_S)
     (status,) = first.statuses
     assert status.record.address.startswith("127.0.0.1:")
     killed = status.record.pid
     os.kill(killed, signal.SIGKILL)
-    await until(lambda: is_ready(first, killed))
+    await until(lambda: is_ready(first, killed), START_TIMEOUT_S)
     (status,) = first.statuses
     assert (status.num_starts, status.failure) == (2, None)
     await first.close(end_nodes=False)
@@ -96,7 +100,7 @@ async def test_a_node_is_kept_until_it_is_not_ordered(pipeline, tmp_path):
     assert list((tmp_path / "nodes").glob("*.json")) == []
 
 
-@in_loop
+@in_patient_loop
 async def test_a_node_that_nothing_orders_any_more_is_ended(pipeline, tmp_path):
     """A resident that starts ends what an earlier one left, if the order was taken back meanwhile."""
     first = Nodes("mini", tmp_path / "nodes", serve, SystemLauncher())
@@ -115,7 +119,7 @@ async def test_a_node_that_nothing_orders_any_more_is_ended(pipeline, tmp_path):
     assert record.process is None
 
 
-@in_loop
+@in_patient_loop
 async def test_a_start_that_cannot_succeed_is_not_repeated(tmp_path):
     """The error of the process is known to the resident, and its log has the text."""
     nodes = Nodes("mini", tmp_path / "nodes", serve, SystemLauncher())

@@ -59,7 +59,7 @@ def test_an_order_given_on_one_machine_is_followed_on_all(pipeline, tmp_path):
             counter, name = seen.next_order("pipe")
             assert (counter, name) == (1, "mini")
             seen.want(deployed(pipeline, "studio", "box", by=name))
-            wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True])
+            wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True], nodes.START_TIMEOUT_S)
             (pipe,) = seen.pipelines()
             assert [node.machine for node in pipe.nodes] == ["studio", "box"]
             assert len(set(pipe.addresses)) == 2
@@ -115,14 +115,14 @@ def test_nodes_outlive_their_resident(pipeline, tmp_path):
     try:
         with first.cluster() as seen:
             seen.want(deployed(pipeline, "studio", ends=(6,)))
-            wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True])
+            wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True], nodes.START_TIMEOUT_S)
             addresses = seen.pipelines()[0].addresses
         running = records_of(first)
         first.kill()
         for is_last in (False, True):
             current = member(cluster, tmp_path, "studio", port=port).wait_ready()
             with current.cluster() as seen:
-                wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True])
+                wait_until(lambda: [each.is_ready for each in seen.pipelines()] == [True], nodes.START_TIMEOUT_S)
                 (pipe,) = seen.pipelines()
                 assert (pipe.addresses, pipe.nodes[0].report.num_starts) == (addresses, 0)
             assert records_of(current) == running
