@@ -71,6 +71,8 @@ def ip_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _is_ipv6(text: str) -> bool:
+    if ":" not in text:
+        return False
     try:
         ipaddress.IPv6Address(text)
     except ValueError:

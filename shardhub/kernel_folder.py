@@ -118,13 +118,13 @@ def _check(folder: Path) -> None:
         PermissionError: Others can.
     """
     status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or _is_shared(status):
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or _is_open(status):
         raise PermissionError(None, f"{folder} is not owned by this user, or is open to other users")
     for parent in folder.parents:
         above = parent.lstat()
         is_sticky = bool(above.st_mode & stat.S_ISVTX)
         is_ours = above.st_uid in (0, os.geteuid(), _NOBODY)
-        if not is_ours or (_is_shared(above) and not is_sticky):
+        if not is_ours or (_is_open(above) and not is_sticky):
             raise PermissionError(None, f"other users may change {parent}")
 
 
@@ -132,10 +132,21 @@ def _check(folder: Path) -> None:
 _NOBODY = 65_534
 
 
-def _is_shared(status: os.stat_result) -> bool:
-    """Whether others may write; a group with the owner's own number is taken to have no other members."""
-    own_group = status.st_gid == status.st_uid
-    return bool(status.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
+def _is_open(status: os.stat_result) -> bool:
+    return is_shared(status.st_mode, owner=status.st_uid, group=status.st_gid, user=os.geteuid())
+
+
+def is_shared(mode: int, *, owner: int, group: int, user: int) -> bool:
+    """Whether others may write to a folder.
+
+    A group with the number of the owner or of this user is taken to have no other members. The latter is how Kubernetes
+    gives a volume, which root owns, to a pod.
+
+    Args:
+        mode: The folder's mode.
+        owner, group, user: Numbers of its owner, its group, and this process's user.
+    """
+    return bool(mode & (stat.S_IWOTH if group in (owner, user) else stat.S_IWOTH | stat.S_IWGRP))
 
 
 def _try_to_write(folder: Path) -> None:

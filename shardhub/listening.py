@@ -6,13 +6,16 @@ It listens on loopback, elsewhere only if that is safe or the user allows it.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 from shardhub.address import ip_of
 from shardhub.errors import AddressError
+
+# A Host header: a name or an address, and perhaps a port. Source: RFC 9110, section 7.2.
+_HOST_HEADER = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -97,8 +100,11 @@ class HostNames:
         self._any_address = any_address
 
     def __contains__(self, host: str) -> bool:
+        header = _HOST_HEADER.fullmatch(host)
+        if header is None:
+            return False
+        name = header["name"].strip("[]").lower().removesuffix(".")
         try:
-            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
             return name in self._names or ipaddress.ip_address(name).is_loopback or self._any_address
         except ValueError:
             return False

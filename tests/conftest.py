@@ -17,7 +17,7 @@ from hypothesis import settings
 
 import shardhub
 from shardhub.demo.smollm2 import fetch_and_convert
-from tests import selection
+from tests import known, selection
 
 # An example's time says how busy the machine is, nothing of the code.
 settings.register_profile("shardhub", deadline=None)
@@ -31,11 +31,19 @@ sys.dont_write_bytecode = False
 _CACHES = tempfile.TemporaryDirectory(prefix="shardhub-caches-")
 _cache_numbers = count()
 os.environ["SHARDHUB_CACHE"] = f"{_CACHES.name}/shared"
+# One folder for all processes of a run: pytest's workers have the variables of the process that starts them.
+if known.FOLDER not in os.environ:
+    _DISSECTIONS = tempfile.TemporaryDirectory(prefix="shardhub-dissections-")
+    os.environ[known.FOLDER] = _DISSECTIONS.name
+known.prepare()
 # A shell has what it starts in the background ignore Ctrl-C, and so would every command the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_TESTS = Path(__file__).parent
+# Packages whose tests dissect and prove each model.
+_OF_THE_PROOF = ("architectures", "model", "selftest")
 # Markers whose tests must run and not skip, separated by commas: where everything they need has been installed.
 REQUIRED = {name for name in os.environ.get("SHARDHUB_REQUIRED_TESTS", "").split(",") if name}
 
@@ -73,6 +81,13 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         plugin.cov_controller.resume()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dissections(request):
+    """Take dissections from those that this run has made, except in tests of the proof."""
+    with known.remembering(request.path.relative_to(_TESTS).parts[0] not in _OF_THE_PROOF):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

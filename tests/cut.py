@@ -16,7 +16,7 @@ from shardhub.model.dissection import Dissection
 from shardhub.naming import pipeline_name, shard_name
 from shardhub.shard import Pipeline, Shard, read_pipeline, read_shard
 from shardhub.splitting.split import split
-from tests import tiny
+from tests import known, tiny
 
 NAME = "m"
 # Folders of tiny models and their pipelines, by name, positions and changes; nobody alters them.
@@ -24,19 +24,21 @@ _made: dict[str, Path] = {}
 # Dissections by config.json and headers, and the contents of stages by positions too. Weights change nothing in them.
 _dissections: dict[str, Dissection] = {}
 _contents: dict[tuple[str, tuple[int, ...]], tuple[Any, ...]] = {}
+known.prepare()
 
 
 def dissected(model: Path, positions: tuple[int, ...]) -> tuple[Any, ...]:
-    """A model folder's checkpoint, and what a split before the given layers needs; proven once per process."""
+    """A model folder's checkpoint, and what a split before the given layers needs; proven once per run of the tests."""
     checkpoint = open_checkpoint(model)
     specs = {key: tensor.spec for key, tensor in checkpoint.tensors.items()}
     key = repr((checkpoint.config, specs))
-    if key not in _dissections:
-        _dissections[key] = Dissection(checkpoint.config, specs)
-    if (key, positions) not in _contents:
-        dissection = _dissections[key]
-        stages = dissection.stages(list(pairwise([0, *positions, dissection.anatomy.num_layers])))
-        _contents[key, positions] = dissection.model(), stages
+    with known.remembering():
+        if key not in _dissections:
+            _dissections[key] = Dissection(checkpoint.config, specs)
+        if (key, positions) not in _contents:
+            dissection = _dissections[key]
+            stages = dissection.stages(list(pairwise([0, *positions, dissection.anatomy.num_layers])))
+            _contents[key, positions] = dissection.model(), stages
     return checkpoint, *_contents[key, positions]
 
 

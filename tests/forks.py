@@ -217,6 +217,9 @@ class _Program:
         os.environ.clear()
         os.environ.update(self.env)
         random.seed()
+        from tests import known  # imported before the fork, which may be in another folder
+
+        known.prepare(remembers=True)
         sys.argv = ["shardhub", *self.arguments]
         sys.path[0] = self.cwd
         runpy.run_module("shardhub", run_name="__main__", alter_sys=True)
@@ -246,6 +249,8 @@ def _serve(connection: socket.socket) -> _Program | None:
 
 def main() -> None:
     """Run the server, or a forked program."""
+    from tests import known  # noqa: F401 - for the forks
+
     connection = socket.socket(fileno=int(sys.argv[1]))
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # as shardhub itself does
     for name in _PRELOADED:

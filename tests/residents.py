@@ -53,7 +53,7 @@ class ResidentProcess(Announced):
         self.place = ClusterPlace(state=folder, tls=tls)
         measured = self.place.folder.path / MEASURED_FILE
         measured.write_bytes(encode(MEASURED))
-        words = [*(["--tls", str(tls)] if tls is not None else []), *options]
+        words = ["--no-discovery", *(["--tls", str(tls)] if tls is not None else []), *options]
         for seed in seeds:
             words += ["--seed", seed]
         own = {"SHARDHUB_STATE": str(folder), "SHARDHUB_BLAS": "reference"}

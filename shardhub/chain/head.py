@@ -125,6 +125,7 @@ class Head:
         context: int,
         may_be_less: bool = False,
         budget_bytes: int | None = None,
+        mixed: bool = False,
         allow_local: bool = True,
         find: Callable[[int], Path | None] | None = None,
         progress: Callable[[str], None] = lambda _: None,
@@ -142,6 +143,7 @@ class Head:
             context: Positions that stages of this process serve.
             may_be_less: Whether fewer positions are accepted if memory is short.
             budget_bytes: Memory for stages of this process; None asks the machine.
+            mixed: Whether the nodes are those of several pipelines; nodes of the others are then left out.
             allow_local: Whether stages may run in this process.
             find: Returns the folder of a stage's shard on this machine, if it exists; by default looks beside the
                 pipeline's folder. Called for the stages that no node serves.
@@ -166,7 +168,9 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer, clock=clock)
+            roll_call(
+                pipeline.manifest, nodes, is_here=is_here, progress=progress, mixed=mixed, dialer=dialer, clock=clock
+            )
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
@@ -212,7 +216,7 @@ class Head:
             return LocalLink(await _load_local(pipeline, assigned, folders, settings, progress))
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
-        membership = Membership(pipeline.manifest, scheduler, dialer=dialer)
+        membership = Membership(pipeline.manifest, scheduler, dialer=dialer, mixed=mixed)
         head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=present.absent)
         if security.trust is not None:
             head._tasks.append(asyncio.create_task(keep(security.trust)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shardhub.address import Address, ip_of
 from shardhub.chain.chain import Chain
-from shardhub.chain.stage_link import RemoteLink
+from shardhub.chain.stage_link import RemoteLink, is_remote
 from shardhub.errors import ShardhubError
 from shardhub.limits import MAX_NODES_KEPT
 
@@ -21,7 +21,7 @@ async def introduce_nodes(chain: Chain) -> None:
     """Tell each node of a chain where the others are, and again when that changes, until cancelled."""
     known: dict[tuple[str, bytes], Sequence[str]] = {}
     while True:
-        links = [place.link for place in chain.places if place.is_there and isinstance(place.link, RemoteLink)]
+        links = [place.link for place in chain.places if place.is_there and is_remote(place.link)]
         for link in links:
             key, others = (link.name, link.description.boot_id), others_of(link, links)
             if not others or known.get(key) == others:

@@ -11,8 +11,8 @@ from shardhub.chain.chain_status import Reading, read_nodes
 from shardhub.chain.failures import describe_error
 from shardhub.chain.links import PLAIN_DIALER
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.stage_link import Dialer, RemoteLink
-from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
+from shardhub.chain.stage_link import Dialer, is_remote
+from shardhub.errors import NodeUnreachable, OtherPipeline, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,16 @@ class Membership:
         manifest: The pipeline's manifest.
         scheduler: The head's scheduler, with a running chain.
         dialer: Connects to nodes.
+        mixed: Whether nodes of other pipelines are named too; they are left out.
     """
 
-    def __init__(self, manifest: Manifest, scheduler: Scheduler, *, dialer: Dialer = PLAIN_DIALER) -> None:
+    def __init__(
+        self, manifest: Manifest, scheduler: Scheduler, *, dialer: Dialer = PLAIN_DIALER, mixed: bool = False
+    ) -> None:
         self._manifest = manifest
         self._scheduler = scheduler
         self._dialer = dialer
+        self._mixed = mixed
 
     async def join(self, address: str) -> None:
         """Use one more node for new work; if it is lost, it is brought back like any other.
@@ -47,14 +51,14 @@ class Membership:
         description = await self._dialer.describe(address)
         assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
         for link in chain.links:
-            if isinstance(link, RemoteLink) and description.boot_id == link.description.boot_id:
+            if is_remote(link) and description.boot_id == link.description.boot_id:
                 raise RouteError(f"{address} is already in the chain, as {link.name}.")
         self._scheduler.reconnector.bring_in(chain.add(self._dialer.link(address, description)))
 
     async def readings(self) -> tuple[Reading, ...]:
         """Read the current status of the chain's nodes."""
         chain = self._scheduler.chain
-        names = [link.name for link in chain.links if isinstance(link, RemoteLink)]
+        names = [link.name for link in chain.links if is_remote(link)]
         return await read_nodes(self._manifest, names, dialer=self._dialer, clock=chain.clock)
 
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
@@ -79,7 +83,8 @@ class Membership:
                 except NodeUnreachable as error:
                     log.info("%s does not answer yet: %s", address, error)
                 except ShardhubError as error:
-                    self._report_once(reported, address, describe_error(error))
+                    if not (self._mixed and isinstance(error, OtherPipeline)):
+                        self._report_once(reported, address, describe_error(error))
                 else:
                     reported.pop(address, None)
             await self._scheduler.chain.clock.sleep(_LOOK_S)

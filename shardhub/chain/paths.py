@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from shardhub.chain.gather import all_of
 from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import Path
-from shardhub.chain.stage_link import RemoteLink, StageLink
+from shardhub.chain.stage_link import StageLink, is_remote
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class
@@ -246,7 +246,7 @@ class Paths:
         sender, receiver = here.link, after.link
         self._found_between[here, after] = sender, receiver
         by_us = NextHop(kind=HopKind.OPENER)
-        if not isinstance(sender, RemoteLink) or not isinstance(receiver, RemoteLink):
+        if not is_remote(sender) or not is_remote(receiver):
             self._hops[here, after] = by_us
             return
         # The previous hop stays in use until the new one is known: a stream that moves meanwhile keeps its path.

@@ -12,7 +12,7 @@ from shardhub.chain.events import Events
 from shardhub.chain.failures import describe_error
 from shardhub.chain.observers import ChainObserver
 from shardhub.chain.place import Place, PlaceState
-from shardhub.chain.stage_link import RemoteLink, StageLink
+from shardhub.chain.stage_link import StageLink, is_remote
 from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTimeout
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Reconnector(ChainObserver):
 
     async def _look_at(self, place: Place) -> None:
         link = place.link
-        if not isinstance(link, RemoteLink) or not place.is_there:
+        if not is_remote(link) or not place.is_there:
             return
         try:
             async with self._clock.timeout(_ANSWER_S):
@@ -140,7 +140,7 @@ class Reconnector(ChainObserver):
         link, began_at, delay_s = place.link, self._clock.now(), _FIRST_DELAY_S
         may_stand_in, refused = self._stand_in is not None, ""
         while True:
-            if isinstance(link, RemoteLink):
+            if is_remote(link):
                 try:
                     async with self._clock.timeout(_ANSWER_S):
                         again = await link.again()

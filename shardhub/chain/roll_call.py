@@ -10,7 +10,16 @@ from shardhub.chain.assignment import assign_stages, stages_text
 from shardhub.chain.links import PLAIN_DIALER
 from shardhub.chain.stage_link import Dialer
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
+from shardhub.errors import (
+    AccessError,
+    ChainError,
+    HandshakeError,
+    NodeLoading,
+    OtherPipeline,
+    RouteError,
+    ShardhubError,
+    UsageError,
+)
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
 
@@ -42,6 +51,7 @@ async def roll_call(
     is_here: Callable[[int], bool] = lambda index: False,
     progress: Callable[[str], None] = lambda _: None,
     loading_s: float = LOADING_S,
+    mixed: bool = False,
     dialer: Dialer = PLAIN_DIALER,
     clock: Clock = SYSTEM_CLOCK,
 ) -> RollCall:
@@ -55,6 +65,7 @@ async def roll_call(
         is_here: Returns whether a stage can run in this process.
         progress: Called with a description of what is waited for.
         loading_s: How long to wait for loading nodes.
+        mixed: Whether the addresses are those of several pipelines; nodes of the others are then left out.
         dialer: Connects to nodes.
 
     Raises:
@@ -89,7 +100,9 @@ async def roll_call(
             await clock.sleep(_AGAIN_S)
             continue
         if unserved := [index for index in missing if not is_here(index)]:
-            raise _unserved(manifest, unserved, len(described), absent)
+            raise _unserved(manifest, unserved, len(described), absent, mixed=mixed)
+        if mixed:
+            absent = {address: error for address, error in absent.items() if not isinstance(error, OtherPipeline)}
         nodes = tuple((address, described[address]) for address in addresses if address in described)
         return RollCall(nodes=nodes, absent=absent)
 
@@ -101,22 +114,28 @@ async def _ask(manifest: Manifest, address: str, dialer: Dialer) -> Description:
 
 
 def _unserved(
-    manifest: Manifest, unserved: Sequence[int], num_nodes: int, absent: Mapping[str, ShardhubError]
+    manifest: Manifest, unserved: Sequence[int], num_nodes: int, absent: Mapping[str, ShardhubError], *, mixed: bool
 ) -> ShardhubError:
     """Why the chain cannot start: a node refuses, serves something else or does not answer, or a stage is missing."""
     for kind in (AccessError, HandshakeError):
-        refusal = next((error for error in absent.values() if isinstance(error, kind)), None)
+        refusals = (error for error in absent.values() if isinstance(error, kind))
+        refusal = next((error for error in refusals if not (mixed and isinstance(error, OtherPipeline))), None)
         if refusal is not None:
             return refusal
     if absent and not num_nodes and len(absent) == 1:
         return next(iter(absent.values()))
-    why = "; ".join(f"{error.what} {error.why}".strip() for error in list(absent.values())[:_SHOWN])
+    why = "; ".join(_reason(error, mixed=mixed) for error in list(absent.values())[:_SHOWN])
     more = f"; {len(absent) - _SHOWN} more do not answer" if len(absent) > _SHOWN else ""
     return RouteError(
         f"No node serves {stages_text(manifest, unserved)}.",
         why=f"{why}{more}" if why else f"Nodes of {num_nodes} of the {len(manifest.stages)} stages answer.",
         hint="Start a node for it with `shardhub serve`, and give the node's address with `nodes`.",
     )
+
+
+def _reason(error: ShardhubError, *, mixed: bool) -> str:
+    """Why a node is not used. A node of another pipeline needs no explanation where several are served."""
+    return error.what if mixed and isinstance(error, OtherPipeline) else f"{error.what} {error.why}".strip()
 
 
 def is_passing(error: ShardhubError) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from shardhub.chain.session import ChainSession, Path
-from shardhub.chain.stage_link import RemoteLink, StageLink
+from shardhub.chain.stage_link import StageLink, is_remote
 
 K = TypeVar("K")
 
@@ -49,7 +49,7 @@ class Sessions:
 
         A stream that waits for another node keeps the links it had, until it is recovered.
         """
-        if not isinstance(link, RemoteLink):
+        if not is_remote(link):
             return self.on(link)
         return self._over({path for path in self._on_path if any(each.name == link.name for each in path.links)})
 

@@ -11,12 +11,15 @@ import typer
 from shardhub.cli.commands.bench import bench
 from shardhub.cli.commands.certs import certs_app
 from shardhub.cli.commands.chat import chat
+from shardhub.cli.commands.cluster import cluster_app
 from shardhub.cli.commands.demo import demo
 from shardhub.cli.commands.doctor import doctor
 from shardhub.cli.commands.gateway import gateway
 from shardhub.cli.commands.generate import generate
 from shardhub.cli.commands.hub import hub_app
+from shardhub.cli.commands.join import join
 from shardhub.cli.commands.ls import ls
+from shardhub.cli.commands.machines import machines
 from shardhub.cli.commands.plan import plan
 from shardhub.cli.commands.prune import prune
 from shardhub.cli.commands.pull import pull
@@ -68,6 +71,7 @@ def root(
 # In the order of use.
 COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     "Begin here": {"demo": demo, "doctor": doctor, "selftest": selftest},
+    "A cluster": {"join": join, "machines": machines, "up": up, "ps": ps, "down": down},
     "Cut and publish": {
         "plan": plan,
         "split": split,
@@ -77,7 +81,6 @@ COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
         "search": search,
         "unpublish": unpublish,
     },
-    "A cluster": {"up": up, "ps": ps, "down": down},
     "Serve": {"serve": serve, "status": status},
     "Use": {"generate": generate, "chat": chat, "gateway": gateway},
     "Check": {"verify": verify, "bench": bench},
@@ -86,8 +89,9 @@ COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
 for panel, commands in COMMANDS.items():
     for name, body in commands.items():
         app.command(name, cls=Command, rich_help_panel=panel)(flattened(body))
+app.add_typer(cluster_app, rich_help_panel="A cluster")
 app.add_typer(hub_app, rich_help_panel="A Hub and a cluster of your own")
-app.add_typer(resident_app, rich_help_panel="A Hub and a cluster of your own")
+app.add_typer(resident_app, rich_help_panel="A cluster")
 app.add_typer(certs_app, rich_help_panel="A Hub and a cluster of your own")
 
 

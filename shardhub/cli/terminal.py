@@ -183,12 +183,12 @@ class Terminal:
         """Show the current activity; an empty text clears the status line."""
         from rich.text import Text
 
-        name = activity.partition(":")[0]
+        name = activity.partition(": ")[0]  # a colon in an address has no blank behind it
         with _lock:
             if self._can_draw:
                 _shown_line().show(Text(activity, no_wrap=True, overflow="ellipsis")) if activity else _cleared()
             elif name and name != self._activity:
-                note(activity)
+                note(name)
             self._activity = name
 
     def progress(self, state: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -442,10 +443,12 @@ class Engine:
             raise WireError(
                 f"A step has {len(step.ids)} bytes of ids for {step.length} ids in each of {len(step.rows)} rows."
             )
-        ids = np.frombuffer(step.ids, dtype=np.int32)
-        if ids.min() < 0 or (self.facts.vocab_size and ids.max() >= self.facts.vocab_size):
+        # A decode step has few ids: numpy would take 20 microseconds for each of the two.
+        ids = memoryview(step.ids).cast("i")
+        smallest, largest_id = min(ids), max(ids)
+        if smallest < 0 or (self.facts.vocab_size and largest_id >= self.facts.vocab_size):
             raise WireError(
-                f"A step has token ids from {ids.min()} to {ids.max()}.",
+                f"A step has token ids from {smallest} to {largest_id}.",
                 why=f"The vocabulary has {self.facts.vocab_size} ids.",
             )
         self._check_targets(step)
@@ -467,7 +470,7 @@ class Engine:
                     f"Crossing {name} has the form {tensor.dtype}{list(tensor.shape)}.",
                     why=f"Stage {self._range} expects {crossing.dtype}{list(largest)}.",
                 )
-            if len(tensor.data) != DTYPE_SIZES[tensor.dtype] * int(np.prod(tensor.shape, dtype=np.int64)):
+            if len(tensor.data) != DTYPE_SIZES[tensor.dtype] * math.prod(tensor.shape):
                 raise WireError(f"Crossing {name} has {len(tensor.data)} bytes for the shape {list(tensor.shape)}.")
 
     def _check_targets(self, step: Step) -> None:

@@ -73,17 +73,27 @@ class _Owner:
     def __init__(self) -> None:
         self.queues: dict[Hashable, deque[Job]] = {}
         self._turn: Hashable = None
+        self._num = 0
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self.queues.values())
+        return self._num
 
-    def forget_ended(self) -> None:
+    def forget_ended(self) -> int:
+        """Drop jobs whose future is done, and return their number."""
+        before = self._num
         for key, queue in self.queues.items():
             self.queues[key] = deque(job for job in queue if not job.future.done())
+        self._num = sum(len(queue) for queue in self.queues.values())
+        return before - self._num
+
+    def put(self, key: Hashable, job: Job) -> None:
+        self.queues.setdefault(key, deque()).append(job)
+        self._num += 1
 
     def pop(self) -> Job:
         waiting = [key for key, queue in self.queues.items() if queue]
         self._turn = next((key for key in waiting if key != self._turn), waiting[0])
+        self._num -= 1
         return self.queues[self._turn].popleft()
 
 
@@ -98,10 +108,11 @@ class JobQueues:
         self._control: deque[Job] = deque()
         self._owners: dict[Hashable, _Owner] = {}
         self._spent: dict[Hashable, float] = {}
+        self._num = 0
 
     def __len__(self) -> int:
         """Number of waiting jobs, control jobs aside."""
-        return sum(len(own) for own in self._owners.values())
+        return self._num
 
     @property
     def has_control(self) -> bool:
@@ -124,7 +135,7 @@ class JobQueues:
         """
         own = self._owners.setdefault(owner, _Owner())
         if len(own) >= limit:
-            own.forget_ended()
+            self._num -= own.forget_ended()
         if len(own) >= limit:
             raise Overloaded(
                 f"{len(own)} steps are queued for this head.", why=f"The node queues at most {limit} for a head."
@@ -132,7 +143,8 @@ class JobQueues:
         # An owner that was idle starts level with the others: idle time earns no priority.
         floor = min((self._spent[o] for o, q in self._owners.items() if len(q) and o in self._spent), default=0.0)
         self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
-        own.queues.setdefault(queue, deque()).append(job)
+        own.put(queue, job)
+        self._num += 1
 
     def pop(self) -> Job | None:
         """Take the job that runs next; None if none waits. Those whose future is done by now are dropped."""
@@ -147,16 +159,18 @@ class JobQueues:
         jobs = [*self._control, *(job for queue in queues for job in queue)]
         self._control.clear()
         self._owners.clear()
+        self._num = 0
         return jobs
 
     def _next(self) -> Job | None:
         if self._control:
             return self._control.popleft()
-        waiting = [owner for owner, own in self._owners.items() if len(own)]
-        if not waiting:
+        if not self._num:
             return None
+        waiting = [owner for owner, own in self._owners.items() if len(own)]
         owner = min(waiting, key=lambda o: self._spent.get(o, 0.0))
         job = self._owners[owner].pop()
+        self._num -= 1
         self._spent[owner] = self._spent.get(owner, 0.0) + job.cost
         if not len(self._owners[owner]) and len(self._owners) > _MAX_IDLE_OWNERS:
             del self._owners[owner]

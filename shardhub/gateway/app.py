@@ -32,7 +32,7 @@ from shardhub.gateway.page import routes as page
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.request_check import RequestCheck
 from shardhub.gateway.schema import ErrorBody, OllamaErrorBody
-from shardhub.gateway.service import Service
+from shardhub.gateway.served_models import EndOfUses, ServedModels
 from shardhub.version import __version__
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 _STATUSES: tuple[int | str, ...] = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
 
 
-def build_app(service: Service) -> FastAPI:
-    """The application that serves a head, without the check in front of it."""
+def build_app(served: ServedModels) -> FastAPI:
+    """The application that serves models, without the check in front of it."""
     app = FastAPI(
         title="shardhub gateway",
         version=__version__,
-        description="OpenAI's API, and the core of Anthropic's and Ollama's, over a chain of nodes.",
+        description="OpenAI's API, and the core of Anthropic's and Ollama's, over chains of nodes.",
         docs_url=None,  # FastAPI's own page loads its scripts from another site
         redoc_url=None,
         redirect_slashes=False,  # the check has normalised the path already
@@ -59,8 +59,8 @@ def build_app(service: Service) -> FastAPI:
             Exception: _answer_fault,
         },
     )
-    app.state.service = service
-    app.state.feed = feed.Feed(service)
+    app.state.models = served
+    app.state.feeds = feed.Feeds(served)
     apis = (
         chat,
         completions,
@@ -80,10 +80,10 @@ def build_app(service: Service) -> FastAPI:
 
 def guarded(app: FastAPI) -> ASGIApp:
     """The application behind the check of every request."""
-    service: Service = app.state.service
-    settings = service.settings
+    served: ServedModels = app.state.models
+    settings = served.settings
     return RequestCheck(
-        app,
+        EndOfUses(app),
         keys=settings.keys,
         hosts=(settings.host, *settings.names),
         any_address=settings.host in ("0.0.0.0", "::"),  # noqa: S104 - compared, not bound

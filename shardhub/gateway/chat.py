@@ -19,7 +19,8 @@ from shardhub.gateway.legacy import old_finish, old_message
 from shardhub.gateway.likelihoods import chat_logprobs
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest
-from shardhub.gateway.service import Envelope, Service, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.served_models import service_of
+from shardhub.gateway.service import Envelope, Service, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.toolcalls import CallPiece
 from shardhub.gateway.turn import Turn, deltas_of, understand
@@ -60,7 +61,7 @@ class _Chat:
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=RESPONSES)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, as one object or as server-sent events."""
-    service = service_of(request)
+    service = service_of(request, body.model)
     if body.top_logprobs and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs.", param="top_logprobs")
     num = body.n or 1

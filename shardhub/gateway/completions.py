@@ -22,12 +22,12 @@ from shardhub.gateway.merge import merge
 from shardhub.gateway.prompts import Prompt, prompts_of
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import CompletionRequest
+from shardhub.gateway.served_models import service_of
 from shardhub.gateway.service import (
     Envelope,
     Service,
     cut_remark,
     in_thread,
-    service_of,
     tenant_of,
     unless_gone,
     warnings_of,
@@ -66,7 +66,7 @@ class _Completion:
 @router.post("/v1/completions", summary="Continue a text", responses=RESPONSES)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one or several texts; the answer is one JSON object or server-sent events."""
-    service = service_of(request)
+    service = service_of(request, body.model)
     service.admission.check()
     completion = await unless_gone(request, _understand(service, body, tenant_of(request)))
     remark = cut_remark(body.asked_tokens, completion.asks[0].max_tokens, param="max_tokens")

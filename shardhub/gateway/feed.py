@@ -1,4 +1,4 @@
-"""GET /shardhub/events: the state of the chain once a second, and its events."""
+"""GET /shardhub/events: the state of a model's chains once a second, and the events of all chains."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from shardhub.chain.chain_status import Reading
 from shardhub.chain.events import Event
+from shardhub.gateway.chain_state import state_of
 from shardhub.gateway.events import RESPONSES, EventStream, event
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
-from shardhub.gateway.service import Service, service_of
+from shardhub.gateway.served_models import ServedModels, models_of
+from shardhub.gateway.service import Service
 
 router = APIRouter(tags=["chain"])
 
@@ -25,38 +27,60 @@ MAX_WATCHERS = 32
 _MAX_EVENTS = 64
 
 
+class EventLog:
+    """The recent events of all chains, numbered from 1."""
+
+    def __init__(self, models: ServedModels) -> None:
+        self.num = 0
+        self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
+        models.watch(self._follow)
+
+    def after(self, number: int) -> list[dict[str, Any]]:
+        """The events after one, by its number."""
+        return [one for one in self._events if one["number"] > number]
+
+    def _follow(self, service: Service) -> None:
+        def happened(new: Event) -> None:
+            self.num += 1
+            self._events.append(
+                {
+                    "number": self.num,
+                    "time": new.at,
+                    "model": service.model_names[0],
+                    "kind": new.kind,
+                    "text": new.text,
+                }
+            )
+
+        past = service.head.scheduler.events
+        for each in past:
+            happened(each)
+        past.watch(happened)
+
+
 class Feed:
-    """Reads the chain's state while at least one client watches.
+    """Reads the state of a model's chains while at least one client watches.
 
     Args:
-        service: The service whose chain is read.
+        models: The models that are served.
+        name: The model's name; None is the first model.
+        log: The events.
     """
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: ServedModels, name: str | None, log: EventLog) -> None:
+        self._models = models
+        self._name = name
+        self._log = log
         self._news = asyncio.Condition()
-        self._num_watchers = 0
+        self.num_watchers = 0
         self._reading: asyncio.Task[None] | None = None
         self._state: dict[str, Any] = {}
         self._number = 0
-        self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
-        self._num_events = 0
         self._closing = asyncio.Event()
-        happened = service.head.scheduler.events
-        for past in happened:
-            self._happened(past)
-        happened.watch(self._happened)
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Yield states as they are read, each with the events since the one before, as server-sent events.
-
-        Raises:
-            Refusal: Too many clients are watching.
-        """
-        if self._num_watchers >= MAX_WATCHERS:
-            retry = {"Retry-After": str(RETRY_AFTER_S)}
-            raise Refusal(429, "Too many clients are watching the chain.", code="rate_limit_exceeded", headers=retry)
-        self._num_watchers += 1
+        """Yield states as they are read, each with the events since the one before, as server-sent events."""
+        self.num_watchers += 1
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         number = seen = 0
@@ -68,11 +92,10 @@ class Feed:
                 if self._closing.is_set():
                     return
                 number = self._number
-                new = [one for one in self._events if one["number"] > seen]
-                seen = self._num_events
+                new, seen = self._log.after(seen), self._log.num
                 yield event(self._state | {"events": new})
         finally:
-            self._num_watchers -= 1
+            self.num_watchers -= 1
 
     async def close(self) -> None:
         """End the streams of all watchers."""
@@ -82,53 +105,10 @@ class Feed:
         async with self._news:
             self._news.notify_all()
 
-    async def snapshot(self) -> dict[str, Any]:
-        """The current state of the chain."""
-        service, head = self._service, self._service.head
-        readings = await head.membership.readings()
-        local = [{"at": "this process", "alive": True, "load": load} for load in head.local_loads()]
-        problem = head.problem
-        return {
-            "time": time.time(),
-            "model": service.model_names[0],
-            "pipeline_id": head.pipeline.manifest.pipeline_id,
-            "context": service.max_context,
-            "ready": problem is None and not service.admission.is_draining,
-            "problem": None if problem is None else str(problem),
-            "inexact": head.inexact,
-            "stages": self._stages(),
-            "nodes": [*map(_node, readings), *local],
-            "requests": self._requests(),
-        }
-
-    def _stages(self) -> list[dict[str, Any]]:
-        manifest = self._service.head.pipeline.manifest
-        rows: list[dict[str, Any]] = self._service.head.describe_stages()
-        for row in rows:
-            row["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in row["stages"])
-        return rows
-
-    def _requests(self) -> dict[str, Any]:
-        scheduler = self._service.head.scheduler
-        return {
-            "answers": self._service.admission.num,
-            "decoding": scheduler.num_decoding,
-            "waiting": scheduler.num_waiting,
-            "kept_prefixes": len(scheduler.prefixes),
-            "tokens": self._service.num_drawn,
-            "tokens_per_s": round(self._service.rate.per_s, 2),
-            "sent_bytes": scheduler.chain.sent_bytes,
-            "received_bytes": scheduler.chain.received_bytes,
-        }
-
-    def _happened(self, new: Event) -> None:
-        self._num_events += 1
-        self._events.append({"number": self._num_events, "time": new.at, "kind": new.kind, "text": new.text})
-
     async def _read(self) -> None:
-        while self._num_watchers and not self._closing.is_set():
+        while self.num_watchers and not self._closing.is_set():
             started = time.monotonic()
-            state = await self.snapshot()
+            state = await state_of(self._models, self._name)
             async with self._news:
                 self._state = state
                 self._number += 1
@@ -137,34 +117,47 @@ class Feed:
         self._reading = None
 
 
+class Feeds:
+    """The feeds of all models.
+
+    Args:
+        models: The models that are served.
+    """
+
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
+        self._log = EventLog(models)
+        self._feeds: dict[str | None, Feed] = {}
+
+    async def watch(self, name: str | None) -> AsyncGenerator[bytes, None]:
+        """Yield the states of a model's chains, as `Feed.watch`; those of the first model if it is not served.
+
+        Raises:
+            Refusal: Too many clients are watching.
+        """
+        if sum(feed.num_watchers for feed in self._feeds.values()) >= MAX_WATCHERS:
+            retry = {"Retry-After": str(RETRY_AFTER_S)}
+            raise Refusal(429, "Too many clients are watching the chain.", code="rate_limit_exceeded", headers=retry)
+        key = name if name in self._models.names else None
+        feed = self._feeds.setdefault(key, Feed(self._models, key, self._log))
+        async with aclosing(feed.watch()) as states:
+            async for state in states:
+                yield state
+
+    async def close(self) -> None:
+        """End the streams of all watchers."""
+        for feed in self._feeds.values():
+            await feed.close()
+
+
 @router.get("/shardhub/events", summary="Watch the chain, once a second", response_class=Response, responses=RESPONSES)
-async def events(request: Request) -> Response:
-    """Stream the chain's states and events as server-sent events."""
-    service = service_of(request)
-    feed: Feed = request.app.state.feed
-    settings = service.settings
-    return EventStream(feed.watch(), keepalive_s=settings.keepalive_s)
+async def events(request: Request, model: str | None = None) -> Response:
+    """Stream the states of a model's chains, and all events, as server-sent events."""
+    feeds: Feeds = request.app.state.feeds
+    return EventStream(feeds.watch(model), keepalive_s=models_of(request).settings.keepalive_s)
 
 
 @router.get("/shardhub/state", summary="Describe the chain at this moment")
-async def state(request: Request) -> dict[str, Any]:
-    """The current state, for clients that cannot read a stream."""
-    feed: Feed = request.app.state.feed
-    return await feed.snapshot()
-
-
-def _node(reading: Reading) -> dict[str, Any]:
-    node: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
-    node["last"] = reading.last
-    if reading.error is not None:
-        # Without the transport's own message, which is long and of no use to a watcher.
-        node["error"] = f"{reading.error.what} {reading.error.hint}".strip()
-    if (description := reading.description) is not None:
-        node |= {
-            "host": dict(description.host),
-            "load": dict(description.load),
-            "sessions": description.num_sessions,
-            "max_sessions": description.limits.max_sessions,
-            "boot_id": description.boot_id.hex(),
-        }
-    return node
+async def state(request: Request, model: str | None = None) -> dict[str, Any]:
+    """The current state of a model's chains, for clients that cannot read a stream."""
+    return await state_of(models_of(request), model)

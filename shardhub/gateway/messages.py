@@ -18,7 +18,8 @@ from shardhub.gateway.message_tools import MessageTools, choice_of
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.scalars import Whole
 from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Sampling, Stop
-from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.served_models import service_of
+from shardhub.gateway.service import Service, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.turn import Turn, chat_request, num_prompt, understand
 from shardhub.text.stops import MAX_STOPS
@@ -71,15 +72,14 @@ class MessagesRequest(CountRequest):
 @router.post("/v1/messages", summary="Answer a conversation, as content blocks", responses=RESPONSES)
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, as one message or as server-sent events."""
-    service = service_of(request)
+    service = service_of(request, body.model)
     service.admission.check()
-    model = service.check_model(body.model)
     try:
         chat, left_out = chat_of(body, max_tokens=body.max_tokens)
         turn = await unless_gone(request, understand(service, chat, tenant_of(request)))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
-    writer = MessageWriter(len(turn.ask.prompt), model=model, requested=body.max_tokens)
+    writer = MessageWriter(len(turn.ask.prompt), model=service.reported_name(body.model), requested=body.max_tokens)
     headers = warnings_of(body, left_out, remarks=turn.remarks)
     if body.stream:
         return EventStream(
@@ -96,8 +96,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 @router.post("/v1/messages/count_tokens", summary="Count a conversation's tokens")
 async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
     """Count the tokens of a prompt under the chat template, its tools included."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service = service_of(request, body.model)
     try:
         chat, _ = chat_of(body)
         return {"input_tokens": await unless_gone(request, num_prompt(service, chat))}

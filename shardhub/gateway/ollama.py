@@ -15,11 +15,11 @@ from shardhub.gateway.completions import begun
 from shardhub.gateway.events import LineStream, encoded
 from shardhub.gateway.ignored import ignored_of_messages
 from shardhub.gateway.ollama_lines import LineWriter, failure, line
-from shardhub.gateway.ollama_models import check_name
+from shardhub.gateway.ollama_models import ollama_service
 from shardhub.gateway.ollama_schema import OllamaChat, OllamaGenerate, OllamaRequest
 from shardhub.gateway.ollama_turns import NAMES, chat_of, completion_of, text_chat_of
 from shardhub.gateway.refusals import Refusal, refusal_of_fields
-from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.service import Service, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.turn import Turn, understand
 
@@ -33,8 +33,7 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 @router.post("/api/chat", summary="Answer a conversation, as lines of JSON", responses=RESPONSES)
 async def chat(body: OllamaChat, request: Request) -> Response:
     """Answer a conversation, as a stream of lines or, with `"stream": false`, as one object."""
-    service = service_of(request)
-    check_name(service, body.model)
+    service = ollama_service(request, body.model)
     writer = _writer(service, body, is_chat=True)
     if not body.messages:
         return _loaded(service, body, writer)
@@ -50,8 +49,7 @@ async def chat(body: OllamaChat, request: Request) -> Response:
 @router.post("/api/generate", summary="Answer a prompt, as lines of JSON", responses=RESPONSES)
 async def generate(body: OllamaGenerate, request: Request) -> Response:
     """Answer a prompt, under the chat template unless it is raw, as a stream of lines or as one object."""
-    service = service_of(request)
-    check_name(service, body.model)
+    service = ollama_service(request, body.model)
     is_raw = bool(body.raw or body.suffix or not service.head.tokenizer.has_chat_template)
     writer = _writer(service, body, is_chat=False, with_context=not is_raw)
     if not (body.prompt or body.suffix):

@@ -1,4 +1,4 @@
-"""Ollama's routes about models: they describe the one that is served and refuse changes."""
+"""Ollama's routes about models: they describe those that are served and refuse changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from shardhub.gateway.ollama_lines import line
 from shardhub.gateway.ollama_schema import OllamaName
 from shardhub.gateway.refusals import Refusal
-from shardhub.gateway.service import Service, service_of
+from shardhub.gateway.served_models import MODEL_NOT_FOUND, models_of, service_of
+from shardhub.gateway.service import Service
 from shardhub.gateway.strict import StrictRoute
 from shardhub.version import __version__
 
@@ -34,20 +35,18 @@ async def version() -> dict[str, str]:
 
 @router.get("/api/tags", summary="List models, for Ollama's clients")
 async def tags(request: Request) -> dict[str, Any]:
-    """List the model under each of its names."""
-    service = service_of(request)
-    return {"models": [_entry(service, name) for name in _names(service)]}
+    """List each model under each of its names."""
+    return {"models": [_entry(service, name) for service, name in _named(request)]}
 
 
 @router.get("/api/ps", summary="List models in memory")
 async def running(request: Request) -> dict[str, Any]:
-    """List the loaded models: the one that is served."""
-    service = service_of(request)
+    """List the loaded models: all that are served."""
     return {
         "models": [
             _entry(service, name)
             | {"expires_at": _NEVER, "size_vram": _size_bytes(service), "context_length": service.max_context}
-            for name in _names(service)
+            for service, name in _named(request)
         ]
     }
 
@@ -55,8 +54,7 @@ async def running(request: Request) -> dict[str, Any]:
 @router.post("/api/show", summary="Describe a model")
 async def show(body: OllamaName, request: Request) -> dict[str, Any]:
     """Describe the model: its template, its sizes and its capabilities."""
-    service = service_of(request)
-    check_name(service, body.model_name)
+    service = ollama_service(request, body.model_name)
     tokenizer = service.head.tokenizer
     config = _config(service)
     family = _family(config)
@@ -81,11 +79,11 @@ async def show(body: OllamaName, request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/api/pull", summary="Pull a model: only the one served")
+@router.post("/api/pull", summary="Pull a model: only those served")
 async def pull(body: OllamaName, request: Request) -> Response:
-    """Report success for the model that is served. Nothing is ever fetched for a client."""
+    """Report success for a model that is served. Nothing is ever fetched for a client."""
     try:
-        check_name(service_of(request), body.model_name)
+        ollama_service(request, body.model_name)
     except Refusal as refusal:
         raise _refused("pulled") from refusal
     if body.stream is False:
@@ -110,19 +108,19 @@ async def blob(name: str) -> Response:
     raise Refusal(404, "This gateway does not store blobs.")
 
 
-def check_name(service: Service, name: str) -> None:
-    """Check that a name, with or without a tag, is the model's.
+def ollama_service(request: Request, name: str) -> Service:
+    """The service that handles a request, by the model's name with or without a tag.
 
     Raises:
-        Refusal: The request names another model. The message is Ollama's, which clients look for.
+        Refusal: The model is not served. The message is Ollama's, which clients look for.
     """
-    for each in (name, name.removesuffix(_LATEST)):
-        try:
-            service.check_model(each)
-            return
-        except Refusal:
-            continue
-    raise Refusal(404, f"model '{name[:200]}' not found", code="model_not_found")
+    is_whole = name in models_of(request).names
+    try:
+        return service_of(request, name if is_whole else name.removesuffix(_LATEST))
+    except Refusal as refusal:
+        if refusal.code != MODEL_NOT_FOUND:
+            raise
+        raise Refusal(404, f"model '{name[:200]}' not found", code=MODEL_NOT_FOUND) from refusal
 
 
 def _refused(done: str) -> Refusal:
@@ -131,9 +129,10 @@ def _refused(done: str) -> Refusal:
     )
 
 
-def _names(service: Service) -> list[str]:
-    names = [name for name in service.model_names if "*" not in name] or [service.head.pipeline.manifest.name]
-    return [name if ":" in name else name + _LATEST for name in names]
+def _named(request: Request) -> list[tuple[Service, str]]:
+    """The models' names, each with a chain that serves it and with the tag that Ollama's clients expect."""
+    models = models_of(request)
+    return [(models.named(name)[0], name if ":" in name else name + _LATEST) for name in models.names]
 
 
 def _entry(service: Service, name: str) -> dict[str, Any]:

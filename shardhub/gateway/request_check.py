@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 _MAX_AGE_S = "600"
+# Paths that supervisors probe, which have no key. They are told the status, and nothing about models and nodes.
+_PROBED = ("/health/live", "/health/ready")
+_KEY_HEADERS = ("authorization", "x-api-key")
 _VERSIONS = ("1.0", "1.1")
 
 
@@ -110,6 +113,8 @@ class RequestCheck:
                 try:
                     if scope["method"] == "OPTIONS" and path == "*":
                         await _options(send_on)
+                    elif self._keys and not state["key"]:
+                        await _status_only(self._app, scope, send_on)
                     elif scope["method"] == "HEAD":
                         await _head_only(self._app, scope, send_on)
                     else:
@@ -123,7 +128,7 @@ class RequestCheck:
         log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, elapsed_ms, request_id)
 
     def _check(self, scope: Scope, headers: Headers, origin: str, host: str | None) -> str:
-        """The digest of the caller's key; empty where no key is needed.
+        """The digest of the caller's key; empty where no key is needed, or for a supervisor's probe without one.
 
         Raises:
             Refusal: The caller is not allowed.
@@ -133,6 +138,8 @@ class RequestCheck:
         if origin and not own and origin not in self._origins and scope["method"] not in ("GET", "HEAD"):
             raise Refusal(403, "Pages of other origins may not call this gateway.", code="origin_not_allowed")
         if not self._keys:
+            return ""
+        if scope["method"] == "GET" and scope["path"] in _PROBED and not any(name in headers for name in _KEY_HEADERS):
             return ""
         digest = self._keys.find(_key(headers))
         if digest is None:
@@ -204,6 +211,22 @@ async def _head_only(app: ASGIApp, scope: Scope, send: Send) -> None:
         return {"type": "http.disconnect"}
 
     await app({**scope, "method": "GET"}, receive, send_head)
+
+
+async def _status_only(app: ASGIApp, scope: Scope, send: Send) -> None:
+    """Answer with the status that the app gives, and with none of its words."""
+
+    async def send_status(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            text = b"ok" if message["status"] == 200 else b"unavailable"
+            headers = [(b"content-type", b"application/json")]
+            await send({**message, "headers": headers})
+            await send({"type": "http.response.body", "body": b'{"status":"%s"}' % text})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    await app(scope, receive, send_status)
 
 
 async def _options(send: Send) -> None:

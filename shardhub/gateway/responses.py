@@ -15,10 +15,12 @@ from shardhub.gateway.events import RESPONSES, EventStream, encoded
 from shardhub.gateway.refusals import Overflow, Refusal
 from shardhub.gateway.response_history import history_of, referred_ids
 from shardhub.gateway.response_items import ResponseWriter
+from shardhub.gateway.response_store import ResponseStore
 from shardhub.gateway.response_tools import Toolbox
 from shardhub.gateway.scalars import Flag, Whole
 from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Message, Sampling
-from shardhub.gateway.service import Service, in_thread, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.served_models import models_of, service_of
+from shardhub.gateway.service import Service, in_thread, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.turn import Turn, chat_request, num_prompt, understand
 
@@ -92,15 +94,14 @@ class _Asked:
 @router.post("/v1/responses", summary="Answer a conversation, as items", responses=RESPONSES)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, as one response or as server-sent events."""
-    service, tenant = service_of(request), tenant_of(request)
+    service, answers, tenant = service_of(request, body.model), models_of(request).answers, tenant_of(request)
     service.admission.check()
-    model = service.check_model(body.model)
     try:
-        reading = await unless_gone(request, in_thread(lambda: _read(body, service, tenant)))
+        reading = await unless_gone(request, in_thread(lambda: _read(body, answers, tenant)))
         turn, num_dropped = await unless_gone(request, _understand(service, reading.chat, tenant, body.truncation))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
-    writer = ResponseWriter(turn, body.model_dump(), reading.toolbox, model=model)
+    writer = ResponseWriter(turn, body.model_dump(), reading.toolbox, model=service.reported_name(body.model))
     remarks = [remark.replace("max_tokens", "max_output_tokens", 1) for remark in turn.remarks]
     if num_dropped:
         remarks.append(f"truncation: the oldest {num_dropped} messages were left out")
@@ -108,7 +109,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
 
     async def keep(response: dict[str, Any]) -> None:
         if body.store is not False:
-            await in_thread(lambda: service.answers.add(tenant, response, reading.sent))
+            await in_thread(lambda: answers.add(tenant, response, reading.sent))
 
     if body.stream:
         return EventStream(
@@ -125,10 +126,9 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
 @router.post("/v1/responses/input_tokens", summary="Count a conversation's tokens")
 async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, Any]:
     """Count the tokens of a prompt under the chat template, its tools included."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service, answers = service_of(request, body.model), models_of(request).answers
     try:
-        reading = await unless_gone(request, in_thread(lambda: _read(body, service, tenant_of(request))))
+        reading = await unless_gone(request, in_thread(lambda: _read(body, answers, tenant_of(request))))
         num_tokens = await unless_gone(request, num_prompt(service, reading.chat))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
@@ -194,7 +194,7 @@ def shortened(messages: Sequence[Message]) -> list[list[Message]]:
     return [[*(m for m in messages[:start] if m.role in kept), *messages[start:]] for start in starts]
 
 
-def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
+def _read(body: ResponsesRequest, answers: ResponseStore, tenant: str) -> _Asked:
     """Convert a request to a chat request.
 
     Raises:
@@ -210,14 +210,14 @@ def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
         sent = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": sent}]}]
     before: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
-        before = _before(service, tenant, body.previous_response_id)
+        before = _before(answers, tenant, body.previous_response_id)
     elif not sent:
         raise Refusal(400, f"input must have 1 to {MAX_MESSAGES} items.", param="input")
     sent = list(sent or ())
     toolbox = Toolbox()
     toolbox.add(body.tools or (), "tools")
     items = [*before, *sent]
-    stored = service.answers.items(tenant, referred_ids(items))
+    stored = answers.items(tenant, referred_ids(items))
     history = history_of(items, toolbox, stored=stored)
     if history.lost and len(history.lost) == len(items):
         raise Refusal(404, f"Item with id {history.lost[0][:200]!r} not found.", param="input")
@@ -243,8 +243,8 @@ def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
     return _Asked(chat=chat, toolbox=toolbox, sent=sent, left_out=left_out)
 
 
-def _before(service: Service, tenant: str, name: str) -> list[dict[str, Any]]:
-    items = service.answers.history(tenant, name)
+def _before(answers: ResponseStore, tenant: str, name: str) -> list[dict[str, Any]]:
+    items = answers.history(tenant, name)
     if items is None:
         raise Refusal(
             400,

@@ -11,11 +11,10 @@ from contextlib import contextmanager
 import uvicorn
 
 from shardhub.address import Address
-from shardhub.chain.head import Head
 from shardhub.connections import QuietLoop, server_config
 from shardhub.gateway.app import build_app, guarded
 from shardhub.gateway.refusals import unreadable
-from shardhub.gateway.service import Service, in_thread, names_of
+from shardhub.gateway.served_models import ServedModels
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.listening import check_reach, listen_on
 
@@ -28,16 +27,15 @@ _MAX_HEADER_BYTES = 64 << 10
 
 
 class Gateway:
-    """Serves a head over HTTP; runs once.
+    """Serves models over HTTP; runs once.
 
     Args:
-        head: A connected head, which the caller stops.
-        settings: The gateway's settings.
+        models: The models to serve, which may change while the gateway runs. The caller stops their heads.
     """
 
-    def __init__(self, head: Head, settings: GatewaySettings) -> None:
-        self._head = head
-        self._settings = settings
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
+        self._settings = models.settings
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -46,11 +44,6 @@ class Gateway:
         if self._stop.is_set():
             self._stop_now.set()
         self._stop.set()
-
-    @property
-    def model_name(self) -> str:
-        """The model's first name, which is reported to clients."""
-        return names_of(self._settings, self._head)[0]
 
     @property
     def was_cut_short(self) -> bool:
@@ -64,10 +57,7 @@ class Gateway:
             listener: A socket from `listening`.
             on_ready: Called with the URL once requests are answered.
         """
-        # Finding the model's call formats takes time.
-        service = await in_thread(lambda: Service(self._head, self._settings))
-        await in_thread(self._head.tokenizer.start)
-        app = build_app(service)
+        app = build_app(self._models)
         server = _Server(
             server_config(
                 guarded(app),
@@ -85,11 +75,12 @@ class Gateway:
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            service.admission.is_draining = True
-            await app.state.feed.close()
-            await self._drained(service)
+            self._models.drain()
+            await app.state.feeds.close()
+            await self._drained()
             # What is still unfinished is answered with 503 before uvicorn cancels it.
-            self._head.scheduler.close()
+            for service in self._models.all_services:
+                service.head.scheduler.close()
         finally:
             server.should_exit = True
             stopping.cancel()
@@ -97,11 +88,10 @@ class Gateway:
                 await serving
             finally:
                 quiet.stop()
-                service.structured.close()
 
-    async def _drained(self, service: Service) -> None:
+    async def _drained(self) -> None:
         """Wait until no answer is in progress, the drain's time is over, or a second signal arrives."""
-        idle = asyncio.create_task(service.admission.idle())
+        idle = asyncio.create_task(self._models.idle())
         now = asyncio.create_task(self._stop_now.wait())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout_s):

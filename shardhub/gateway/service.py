@@ -1,4 +1,4 @@
-"""The state shared by a gateway's routes: the head, the model's formats and admission."""
+"""One chain of a gateway, as the routes use it: the head, the model's formats and admission."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from shardhub.gateway.ignored import header_of, ignored_fields
 from shardhub.gateway.infill import find_infill
 from shardhub.gateway.rate import Rate
 from shardhub.gateway.refusals import Overflow, Refusal
-from shardhub.gateway.response_store import ResponseStore
 from shardhub.gateway.schema import Body
 from shardhub.gateway.segmenters import Segmenters
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.structured import Structured
 from shardhub.gateway.thinking import Thinking, find_thinking
 from shardhub.gateway.toolcalls import find_call_formats
+from shardhub.gateway.uses import Uses
 
 T = TypeVar("T")
 
@@ -65,20 +65,29 @@ class Service(StreamObserver):
     Args:
         head: A connected head.
         settings: The gateway's settings.
+        names: The model's names for clients, of which the first is reported; empty is the pipeline's own.
+        chain: A name that tells the chain from the others of its model, for metrics and the page.
+        order: The chain's place among all; models are listed in this order.
 
     Attributes:
+        model_names: The model's names for clients.
+        uses: The requests that were given to the chain.
         num_drawn: Number of tokens drawn so far.
         rate: Tokens drawn per second.
         segmenters: Make the segmenters that cut answers into reasoning, text and calls.
         vocab_size: Exclusive upper bound of the ids of prompts and biases.
         infill: The model's fill-in-the-middle format; None if it has none.
         call_formats: The formats in which the model writes tool calls.
-        answers: The stored answers of the Responses API.
     """
 
-    def __init__(self, head: Head, settings: GatewaySettings) -> None:
+    def __init__(
+        self, head: Head, settings: GatewaySettings, *, names: Sequence[str] = (), chain: str = "0", order: int = 0
+    ) -> None:
         self.head = head
         self.settings = settings
+        self.chain = chain
+        self.order = order
+        self.uses = Uses()
         self.created = int(time.time())
         self.defaults = read_defaults(head.pipeline.documents)
         self.metrics = HeadMetrics(head.scheduler)
@@ -94,8 +103,7 @@ class Service(StreamObserver):
         self.admission = Admission(head.capacity.max_sessions + settings.max_queue)
         self.vocab_size = head.vocab_size
         manifest = head.pipeline.manifest
-        self.model_names = names_of(settings, head)
-        self.answers = ResponseStore()
+        self.model_names = tuple(names) or (manifest.name,)
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
 
     def drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
@@ -116,34 +124,40 @@ class Service(StreamObserver):
         """Maximum number of positions of a prompt and its answer together."""
         return self.head.capacity.max_context
 
-    def check_model(self, name: str | None) -> str:
-        """The model's name to report to the client: the one it asked for.
+    @classmethod
+    async def start(
+        cls, head: Head, settings: GatewaySettings, *, names: Sequence[str] = (), chain: str = "0", order: int = 0
+    ) -> Service:
+        """Make a service and start its tokenizer in threads, as finding the model's call formats takes time."""
+        service = await in_thread(lambda: cls(head, settings, names=names, chain=chain, order=order))
+        await in_thread(head.tokenizer.start)
+        return service
 
-        Raises:
-            Refusal: The client asked for another model. Nothing is ever fetched for a client.
-        """
-        if name is None:
-            return self.model_names[0]
-        if name not in self.model_names and ANY_MODEL not in self.settings.model_names:
-            raise Refusal(
-                404,
-                f"The model {name[:200]!r} does not exist here; this gateway serves {self.model_names[0]!r}.",
-                param="model",
-                code="model_not_found",
-            )
-        return name[:_MAX_NAME_CHARS]
+    def close(self) -> None:
+        """End the processes of the structured answers; the caller stops the head."""
+        self.structured.close()
+
+    @property
+    def num_running(self) -> int:
+        """Number of answers that run, wait or are about to begin."""
+        return max(self.uses.num, self.admission.num)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another request would wait for a session."""
+        return self.num_running >= self.head.capacity.max_sessions
+
+    def reported_name(self, asked: str | None) -> str:
+        """The model's name to report to a client: the one that it asked for."""
+        return self.model_names[0] if asked is None else asked[:_MAX_NAME_CHARS]
 
     def envelope(self, model: str | None, kind: str, prefix: str) -> Envelope:
-        """Make the envelope of an answer.
-
-        Raises:
-            Refusal: As `check_model`.
-        """
+        """Make the envelope of an answer to a request for a model."""
         return Envelope(
             id=f"{prefix}-{secrets.token_hex(12)}",
             object=kind,
             created=int(time.time()),
-            model=self.check_model(model),
+            model=self.reported_name(model),
             system_fingerprint=self.fingerprint,
         )
 
@@ -189,11 +203,6 @@ class Service(StreamObserver):
         return min(requested, left)
 
 
-def names_of(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
-    """The names of the model that are reported to clients."""
-    return tuple(name for name in settings.model_names if name != ANY_MODEL) or (head.pipeline.manifest.name,)
-
-
 def cut_remark(requested: int | None, left: int, *, param: str) -> str:
     """The remark for a client whose limit was cut to the rest of the context; empty if it was not cut."""
     return (
@@ -201,12 +210,6 @@ def cut_remark(requested: int | None, left: int, *, param: str) -> str:
         if (requested or 0) > left
         else ""
     )
-
-
-def service_of(request: Request) -> Service:
-    """The service that handles a request."""
-    service: Service = request.app.state.service
-    return service
 
 
 def tenant_of(request: Request) -> str:

@@ -10,7 +10,8 @@ from fastapi.responses import Response
 from shardhub.gateway.events import encoded
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.response_store import StoredAnswer
-from shardhub.gateway.service import service_of, tenant_of
+from shardhub.gateway.served_models import models_of
+from shardhub.gateway.service import tenant_of
 
 router = APIRouter(tags=["responses"])
 
@@ -31,7 +32,7 @@ async def one_response(name: str, request: Request, stream: bool = False) -> Res
 async def forget_response(name: str, request: Request) -> dict[str, Any]:
     """Delete a stored answer of the caller."""
     answer = _find(request, name)
-    service_of(request).answers.remove(tenant_of(request), answer.id)
+    models_of(request).answers.remove(tenant_of(request), answer.id)
     return {"id": answer.id, "object": "response", "deleted": True}
 
 
@@ -66,7 +67,7 @@ async def input_items(
 
 
 def _find(request: Request, name: str) -> StoredAnswer:
-    answer = service_of(request).answers.find(tenant_of(request), name)
+    answer = models_of(request).answers.find(tenant_of(request), name)
     if answer is None:
         raise Refusal(404, f"Response with id {name[:200]!r} not found.", param="response_id")
     return answer

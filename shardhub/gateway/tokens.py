@@ -11,7 +11,8 @@ from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.refusals import Refusal, refusal_of
 from shardhub.gateway.schema import DetokenizeRequest, TokenizeRequest
-from shardhub.gateway.service import in_thread, service_of, unless_gone
+from shardhub.gateway.served_models import service_of
+from shardhub.gateway.service import in_thread, unless_gone
 from shardhub.gateway.strict import StrictRoute
 
 router = APIRouter(tags=["tokens"], route_class=StrictRoute)
@@ -23,8 +24,7 @@ _MAX_IDS = 1 << 17
 @router.post("/tokenize", summary="Convert text to token ids")
 async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
     """Return the token ids of a prompt, or of messages under the chat template."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service = service_of(request, body.model)
     tokenizer = service.head.tokenizer
     most = max(_MAX_IDS, service.max_context)
     if (body.prompt is None) == (body.messages is None):
@@ -52,8 +52,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
 @router.post("/detokenize", summary="Convert token ids to text")
 async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
     """Return the text of token ids."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service = service_of(request, body.model)
     if not all(0 <= token < service.vocab_size for token in body.tokens):
         raise Refusal(400, f"A token id is not in 0 to {service.vocab_size - 1}.", param="tokens")
     if len(body.tokens) > (most := max(_MAX_IDS, service.max_context)):
@@ -65,9 +64,9 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
 
 
 @router.get("/tokenizer_info", summary="Describe the tokenizer: special tokens and chat template")
-async def tokenizer_info(request: Request) -> dict[str, Any]:
-    """Return the special tokens by name and the chat template."""
-    service = service_of(request)
+async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
+    """Return the special tokens by name and the chat template of a model."""
+    service = service_of(request, model)
     tokenizer = service.head.tokenizer
     names: dict[str, str | None] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"))
     return {

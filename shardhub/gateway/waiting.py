@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shardhub.connections import server_config
-from shardhub.errors import ShardhubError
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal, unreadable
 
 _STALL_S = 10.0
@@ -31,9 +30,9 @@ class Waiting:
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
-    def wait_for(self, error: ShardhubError) -> None:
-        """Report this error as what is missing from now on."""
-        self.reason = f"{error.what} {error.why}".strip()
+    def wait_for(self, reason: str) -> None:
+        """Report this as what is missing from now on."""
+        self.reason = reason
 
     async def start(self, listener: socket.socket) -> None:
         """Answer on a listening socket, which the caller keeps."""

@@ -19,6 +19,7 @@ from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
 from shardhub.model.memory import HEADROOM, kv_cost, left_for_stage, memory_budget, quantized_kv_cost
+from shardhub.model.metal import limit_metal
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
 from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.stage import Stage
@@ -138,6 +139,7 @@ def load_stage(
             hint="Serve fewer layers here, lower `context`, or set `memory` if the budget is wrong.",
         )
 
+    limit_metal(budget)
     weights: dict[str, mx.array] = {}
     files = [(shard, file) for shard in ordered for file in shard.stage.weight_files]
     for done, (shard, file) in enumerate(files):

@@ -47,6 +47,7 @@ class NodeSettings:
         shutdown_timeout_s: How long a drain waits for sessions.
         peers: Networks the node may dial.
         sharing: Which weight files it hands to other machines.
+        report: Called with whether the node is ready, whenever that changes.
     """
 
     host: str = "127.0.0.1"
@@ -57,6 +58,7 @@ class NodeSettings:
     shutdown_timeout_s: float = 30.0
     peers: tuple[Network, ...] = DEFAULT_PEERS
     sharing: Sharing = NOTHING_SHARED
+    report: Callable[[bool], None] = lambda is_ready: None
     liveness: Liveness = field(default=DEFAULT_LIVENESS)
     stuck_s: float = STUCK_S
 
@@ -101,6 +103,11 @@ async def run_node(
         security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
     await server.start(servicer, files)
+
+    async def report(is_ready: bool) -> None:
+        await server.report(is_ready)
+        settings.report(is_ready)
+
     engine: Engine | None = None
     try:
 
@@ -118,14 +125,13 @@ async def run_node(
         engine = loading.result()
         servicer.serve(engine)
         files.yield_to(engine)
-        await server.report(True)
-        watching = asyncio.create_task(
-            watch(engine, server.report, stuck_s=settings.stuck_s, on_slept=servicer.note_sleep)
-        )
+        await report(True)
+        watching = asyncio.create_task(watch(engine, report, stuck_s=settings.stuck_s, on_slept=servicer.note_sleep))
         on_ready(engine, str(Address(settings.host, server.port)))
         await stopping.wait()
         watching.cancel()
         await server.refuse()
+        settings.report(False)
         servicer.drain()
         progress(f"draining {engine.num_sessions} sessions")
         await _drained(engine, stopping, settings.shutdown_timeout_s)

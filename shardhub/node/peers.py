@@ -32,7 +32,7 @@ from shardhub.wire.options import client_options
 from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import ChannelOpener, OpenChannel, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
-from shardhub.wire.status import from_rpc
+from shardhub.wire.status import from_rpc, is_orderly
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Peers:
                 step.lane,
                 limit=self._queue_steps,
                 clock=self._clock,
-                on_broken=lambda rows, error: self._broken(key, rows, error),
+                on_broken=lambda rows, error, level: self._broken(key, rows, error, level),
             )
         link.send(step, partial(self._on_sent, step.lane, step.size_bytes))
 
@@ -228,10 +228,11 @@ class Peers:
         for key in [key for key in self._links if key[1] == address]:
             self._links[key].end(error)
 
-    def _broken(self, key: tuple[bytes, str, Lane], rows: Sequence[Row], error: ShardhubError) -> None:
+    def _broken(self, key: tuple[bytes, str, Lane], rows: Sequence[Row], error: ShardhubError, level: int) -> None:
         self._links.pop(key, None)
+        if key[1] not in self._doubtful:  # once for all heads and lanes
+            log.log(level, "link to %s broke: %s", key[1], error)
         self._doubtful[key[1]] = None
-        log.warning("link to %s broke: %s", key[1], error)
         if rows:
             self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
 
@@ -281,7 +282,7 @@ class _PeerLink:
         *,
         limit: int,
         clock: Clock,
-        on_broken: Callable[[Sequence[Row], ShardhubError], None],
+        on_broken: Callable[[Sequence[Row], ShardhubError, int], None],
     ) -> None:
         self._address = address
         self._clock = clock
@@ -324,8 +325,11 @@ class _PeerLink:
         self._outbox.stop()
         self._reader.cancel()
         self._call.cancel()
+        level = logging.WARNING
         if isinstance(error, grpc.aio.AioRpcError):
+            # A node that was asked to end is no fault: the head is told of its sessions.
+            level = logging.INFO if is_orderly(error.details()) else level
             error = from_rpc(error, peer=self._address, doing="pass on a step")
         if not isinstance(error, ShardhubError):
             error = NodeLost(f"The link to {self._address} broke.", why=f"{type(error).__name__}.")
-        self._on_broken(rows, error)
+        self._on_broken(rows, error, level)

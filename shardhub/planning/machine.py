@@ -15,9 +15,12 @@ from shardhub.planning.cutting import GROWING_NOTE
 from shardhub.planning.plan import ModelCosts, Plan, StagePlan
 from shardhub.sizes import parse_size, size_text
 
-# Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; exceeding it is not
-# known to be safe. A running node asks Metal for the real figure.
-WORKING_SET_SHARE = (75, 100)
+# Least share of installed memory that Metal recommends as a working set: two thirds up to 32 GiB, three quarters above.
+# Logs of Macs show 10923 MiB of 16 GiB, 16384 of 24, 21845 of 32 and 73728 of 96. Newer systems recommend more: macOS
+# 26 12124 MiB of 16 GiB and 110100 of 128. A running node asks Metal for the real figure.
+_SMALL_MAC_BYTES = 32 << 30
+_SMALL_SHARE = (2, 3)
+_LARGE_SHARE = (3, 4)
 # Share of that which is kept free for allocator slack, the interpreter and buffers in transit.
 HEADROOM_SHARE = (10, 100)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -37,8 +40,16 @@ class Machine:
     @property
     def working_set_bytes(self) -> int:
         """Bytes that weights, KV cache and buffers may take together."""
-        usable = self.ram_bytes * WORKING_SET_SHARE[0] // WORKING_SET_SHARE[1]
-        return usable * (HEADROOM_SHARE[1] - HEADROOM_SHARE[0]) // HEADROOM_SHARE[1]
+        return recommended_working_set(self.ram_bytes) * (HEADROOM_SHARE[1] - HEADROOM_SHARE[0]) // HEADROOM_SHARE[1]
+
+
+def recommended_working_set(ram_bytes: int) -> int:
+    """Bytes that Metal lets a process use on a Mac with this much memory, unless `iogpu.wired_limit_mb` is set there.
+
+    Other machines are planned for alike: a plan does not know their systems.
+    """
+    share, whole = _SMALL_SHARE if ram_bytes <= _SMALL_MAC_BYTES else _LARGE_SHARE
+    return ram_bytes * share // whole
 
 
 def parse_machine(text: str) -> Machine:

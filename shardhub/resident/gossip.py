@@ -14,6 +14,8 @@ from functools import partial
 from typing import Protocol
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.discovery.choice import in_order
+from shardhub.discovery.interfaces import Interface, own_interfaces
 from shardhub.errors import CertificateRefused, NodeUnreachable, ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.known import KnownMachines
@@ -59,6 +61,7 @@ class Gossip:
         known: The machines; filled here.
         dialer: Connects to them.
         keep_members: Called when the machines to remember have changed.
+        interfaces: Returns this machine's interfaces.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Gossip:
         keep_members: Callable[[], None],
         pace: Pace = USUAL_PACE,
         clock: Clock = SYSTEM_CLOCK,
+        interfaces: Callable[[], Sequence[Interface]] = own_interfaces,
     ) -> None:
         self._resident = resident
+        self._interfaces = interfaces
         self._known = known
         self._dialer = dialer
         self._keep_members = keep_members
@@ -82,8 +87,8 @@ class Gossip:
         self._suggested: dict[str, asyncio.Task[bool]] = {}
         self._seeds: list[asyncio.Task[None]] = []
         self._trying = asyncio.Semaphore(_TRIED_AT_ONCE)
-        self._meter = LinkMeter(known, dialer, resident.changed, pace, clock)
-        self._metering: list[asyncio.Task[None]] = []
+        self._meter = LinkMeter(known, dialer, resident.changed, pace, clock, interfaces=interfaces)
+        self._metering: dict[str, asyncio.Task[None]] = {}
         self._remarks = Seldom(log)
 
     def start(self, seeds: Iterable[str] = ()) -> None:
@@ -97,7 +102,7 @@ class Gossip:
             if name not in self._company:
                 self._news[name] = asyncio.Event()
                 self._company[name] = asyncio.create_task(self._keep_company(name))
-                self._metering.append(asyncio.create_task(self._meter.keep_measured(name)))
+                self._metering[name] = asyncio.create_task(self._meter.keep_measured(name))
 
     def suggest(self, addresses: Iterable[str]) -> None:
         """Look whether machines of this cluster answer at addresses, of which anybody may have told."""
@@ -122,7 +127,7 @@ class Gossip:
 
     async def close(self) -> None:
         """End."""
-        tasks = [*self._company.values(), *self._metering, *self._suggested.values(), *self._seeds]
+        tasks = [*self._company.values(), *self._metering.values(), *self._suggested.values(), *self._seeds]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -155,7 +160,10 @@ class Gossip:
             news.clear()
             known = self._known.get(name)
             try:
-                link = await reach(self._dialer, name, known.addresses if known is not None else (), clock=self._clock)
+                addresses = known.addresses if known is not None else ()
+                # The address that was best stays first.
+                tried = [*addresses[:1], *in_order(addresses[1:], self._interfaces())]
+                link = await reach(self._dialer, name, tried, clock=self._clock)
                 try:
                     await self._speak(name, link, news)
                 finally:
@@ -190,6 +198,8 @@ class Gossip:
             if said.facts.boot_id != own.boot_id:
                 self._remarks.warn(f"another machine at {link.address} has this machine's name, {name}")
             return name
+        if not link.may_order:
+            said = said.model_copy(update={"facts": said.facts.model_copy(update={"role": "node"})})
         self.hear(said, [link.address])
         if link.may_order:
             for order in newer:
@@ -207,6 +217,8 @@ class Gossip:
         """
         now = self._clock.date()
         before = self._known.to_remember
+        # A machine that gives no orders speaks for itself only.
+        self.part(said.left if said.facts.role == "member" else set(said.left) & {said.facts.name})
         is_new = self._known.met(said, addresses, now=now)
         names = self._known.hear(said.members, now=now)
         self.accompany([*([said.facts.name] if is_new else []), *names])
@@ -215,6 +227,20 @@ class Gossip:
             self._resident.changed()
             if is_new or names:
                 self.tell()
+
+    def part(self, names: Iterable[str]) -> None:
+        """Machines have left the cluster for good: forget them, and tell others."""
+        gone = self._known.part(names)
+        for name in gone:
+            log.info("%s has left the cluster", name)
+            if name in self._company:
+                self._company.pop(name).cancel()
+                self._metering.pop(name).cancel()
+                del self._news[name]
+        if gone:
+            self._keep_members()
+            self._resident.changed()
+            self.tell()
 
     def _lost(self, name: str, error: ShardhubError) -> None:
         known = self._known.get(name)

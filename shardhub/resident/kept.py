@@ -17,7 +17,7 @@ from shardhub.naming import MANIFEST_FILE
 from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.regular_files import read_file
 from shardhub.resident.deployments import HANDED_ON, Deployment, Deployments
-from shardhub.resident.machine import KnownMachine, Report
+from shardhub.resident.machine import KnownMachine, LeftMachines, Report
 from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
 from shardhub.whole_files import write_whole
 
@@ -36,6 +36,7 @@ class MembersFile(Report):
     kind: Literal["shardhub-members"] = "shardhub-members"
     format_version: Literal[1] = 1
     members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
+    left: LeftMachines = ()
 
 
 class ClusterFolder:
@@ -126,18 +127,16 @@ class ClusterFolder:
             if folder.name not in used:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def members(self) -> tuple[KnownMachine, ...]:
-        """The machines that were known."""
+    def members(self) -> MembersFile:
+        """The machines that were known, and the names of those that have left."""
         path = self.path / _MEMBERS_FILE
-        if not path.exists():
-            return ()
-        kept = self._read(MembersFile, path)
-        return () if kept is None else kept.members
+        return (self._read(MembersFile, path) if path.exists() else None) or MembersFile()
 
-    def keep_members(self, members: Iterable[KnownMachine]) -> None:
+    def keep_members(self, members: Iterable[KnownMachine], left: Iterable[str] = ()) -> None:
         """Keep the machines that are known; on a full disk, the earlier ones stay."""
+        kept = MembersFile(members=tuple(members), left=tuple(left))
         try:
-            write_whole(self.path / _MEMBERS_FILE, encode(MembersFile(members=tuple(members))), mode=0o600)
+            write_whole(self.path / _MEMBERS_FILE, encode(kept), mode=0o600)
         except OSError as error:
             log.warning("%s", not_kept("The list of members", self.path, error))
 

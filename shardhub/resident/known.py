@@ -8,7 +8,15 @@ from typing import Literal
 
 from shardhub.errors import ShardhubError
 from shardhub.placing.cluster import MAX_MACHINES
-from shardhub.resident.machine import MAX_ADDRESSES, Introduction, KnownMachine, MachineFacts, MeasuredLink, NodeReport
+from shardhub.resident.machine import (
+    MAX_ADDRESSES,
+    MAX_LEFT,
+    Introduction,
+    KnownMachine,
+    MachineFacts,
+    MeasuredLink,
+    NodeReport,
+)
 
 # A clock that differs by more is worth a remark: certificates are valid from an hour before they are made.
 _CLOCK_DIFFERENCE_S = 60.0
@@ -60,10 +68,12 @@ class KnownMachines:
     Args:
         own: This machine's name.
         kept: Those that were known before.
+        left: Names of machines that have left.
     """
 
-    def __init__(self, own: str, kept: Iterable[KnownMachine] = ()) -> None:
+    def __init__(self, own: str, kept: Iterable[KnownMachine] = (), left: Iterable[str] = ()) -> None:
         self._own = own
+        self._left = set(left)
         self._by_name: dict[str, Acquaintance] = {}
         for each in kept:
             self._by_name[each.name] = Acquaintance(
@@ -92,7 +102,7 @@ class KnownMachines:
         """
         facts = said.facts
         known = self._by_name.get(facts.name)
-        if known is None and (facts.name == self._own or len(self._by_name) >= MAX_MACHINES):
+        if facts.name in self._left or (known is None and not self._has_room(facts.name)):
             return False
         before = known or Acquaintance(name=facts.name)
         # The address in use stays first. Those that it no longer has are kept last: it may have them again.
@@ -111,27 +121,46 @@ class KnownMachines:
 
     def reached(self, name: str, address: str) -> bool:
         """A machine has answered at an address; returns whether it did not answer before."""
-        known = self._by_name[name]
-        if not known.is_reachable:
-            merged = _merged((address,), known.addresses)
-            self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=merged)
-        return not known.is_reachable
+        known = self._by_name.get(name)
+        if known is None or known.is_reachable:
+            return False
+        merged = _merged((address,), known.addresses)
+        self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=merged)
+        return True
 
     def lost(self, name: str, error: ShardhubError) -> None:
         """A machine answers at none of its addresses."""
-        self._by_name[name] = replace(self._by_name[name], is_reachable=False, trouble=str(error)[:_MAX_TROUBLE])
+        if (known := self._by_name.get(name)) is not None:
+            self._by_name[name] = replace(known, is_reachable=False, trouble=str(error)[:_MAX_TROUBLE])
 
     def measured(self, name: str, link: MeasuredLink) -> None:
         """The best of its addresses was measured."""
-        known = self._by_name[name]
-        self._by_name[name] = replace(known, link=link, addresses=_merged((link.address,), known.addresses))
+        if (known := self._by_name.get(name)) is not None:
+            self._by_name[name] = replace(known, link=link, addresses=_merged((link.address,), known.addresses))
+
+    def part(self, names: Iterable[str]) -> list[str]:
+        """Machines have left the cluster for good; returns the names of which that was not known."""
+        new = [name for name in dict.fromkeys(names) if name not in self._left and name != self._own]
+        new = new[: MAX_LEFT - len(self._left)]
+        self._left.update(new)
+        for name in new:
+            self._by_name.pop(name, None)
+        return new
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """Names of machines that have left."""
+        return tuple(sorted(self._left))
+
+    def _has_room(self, name: str) -> bool:
+        return name != self._own and len(self._by_name) < MAX_MACHINES
 
     def hear(self, others: Iterable[KnownMachine], *, now: float) -> list[str]:
         """Another machine has named those it knows; returns the names that were unknown."""
         new = []
         for each in others:
             known = self._by_name.get(each.name)
-            if each.name == self._own or (known is None and len(self._by_name) >= MAX_MACHINES):
+            if each.name in self._left or (known is None and not self._has_room(each.name)):
                 continue
             if known is None:
                 new.append(each.name)

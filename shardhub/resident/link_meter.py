@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.discovery.choice import MeasuredAddress, fastest
+from shardhub.discovery.interfaces import Interface, own_interfaces
 from shardhub.errors import ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.known import KnownMachines
@@ -18,8 +20,6 @@ _MOST_MEASURED = 8
 _NUM_PROBES = 5
 # Takes 0.04 s at 1 Gbit/s.
 _PAYLOAD_BYTES = 4 << 20
-# Another address is preferred only if it is faster by more than measurements differ.
-_FASTER = 1.25
 
 
 class LinkMeter:
@@ -29,6 +29,7 @@ class LinkMeter:
         known: The machines; the results are kept there.
         dialer: Connects to them.
         changed: Called after each measurement.
+        interfaces: Returns this machine's interfaces.
     """
 
     def __init__(
@@ -38,7 +39,10 @@ class LinkMeter:
         changed: Callable[[], None],
         pace: Pace,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        interfaces: Callable[[], Sequence[Interface]] = own_interfaces,
     ) -> None:
+        self._interfaces = interfaces
         self._known = known
         self._dialer = dialer
         self._changed = changed
@@ -60,7 +64,7 @@ class LinkMeter:
             finally:
                 await asyncio.gather(*(link.close() for link in links))
             if measured:
-                self._known.measured(name, _best(measured, known.addresses[0]))
+                self._known.measured(name, self._best(measured, known.addresses[0]))
                 self._changed()
             await self._clock.sleep(self._pace.measure_s)
 
@@ -90,16 +94,16 @@ class LinkMeter:
             return MeasuredLink(machine=name, address=link.address, round_trip_s=round_trip_s, bytes_per_s=rate)
         return None
 
+    def _best(self, measured: Sequence[MeasuredLink], used: str) -> MeasuredLink:
+        """The link to use; see `fastest`."""
+        speeds = [
+            MeasuredAddress(address=link.address, round_trip_s=link.round_trip_s, bytes_per_s=link.bytes_per_s)
+            for link in measured
+        ]
+        best = fastest(speeds, self._interfaces(), current=used)
+        return next(link for link in measured if link.address == best)
+
     async def _timed(self, link: ResidentLink, payload: bytes) -> float:
         began_at = self._clock.now()
         await link.probe(payload)
         return self._clock.now() - began_at
-
-
-def _best(measured: Sequence[MeasuredLink], used: str) -> MeasuredLink:
-    """The fastest link; the one that is used, unless another one is clearly faster."""
-    fastest = max(measured, key=lambda link: link.bytes_per_s)
-    current = next((link for link in measured if link.address == used), None)
-    if current is not None and fastest.bytes_per_s <= _FASTER * current.bytes_per_s:
-        return current
-    return fastest

@@ -34,6 +34,9 @@ HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
 Speed = Annotated[float, Field(ge=0)]
 # Seconds since the epoch, on the wall clock of the machine that says it.
 Date = Annotated[float, Field(ge=0)]
+# Names are used once: a machine that comes back has another one.
+MAX_LEFT = 4 * MAX_MACHINES
+LeftMachines = Annotated[tuple[MachineName, ...], Field(max_length=MAX_LEFT)]
 BootId = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
 
@@ -251,6 +254,7 @@ class Introduction(Report):
         facts, nodes: The sender, and its nodes.
         members: The others that it knows.
         orders: The orders that it knows.
+        left: Names of machines that have left the cluster for good.
     """
 
     kind: Literal["shardhub-introduction"] = "shardhub-introduction"
@@ -260,6 +264,7 @@ class Introduction(Report):
     nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
     members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
     orders: KnownOrders = KnownOrders()
+    left: LeftMachines = ()
 
 
 def known_orders(orders: Mapping[str, tuple[int, str]]) -> KnownOrders:

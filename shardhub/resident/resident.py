@@ -9,6 +9,7 @@ from typing import Protocol
 
 from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
+from shardhub.discovery.choice import for_others
 from shardhub.errors import NotFound, Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
 from shardhub.resident.deployments import MAX_DEPLOYMENTS, Deployment
@@ -73,7 +74,8 @@ class Resident:
         self._nodes = nodes
         self._clock = clock
         self._deployments = folder.deployments()
-        self._known = KnownMachines(gauge.facts.name, folder.members())
+        kept = folder.members()
+        self._known = KnownMachines(gauge.facts.name, kept.members, kept.left)
         self._gossip = Gossip(self, self._known, dialer, keep_members=self._keep_members, pace=pace, clock=clock)
         self._watchers: dict[asyncio.Event, None] = {}
         self._healer = Healer(self, clock=clock)
@@ -182,10 +184,17 @@ class Resident:
         """How many suggested addresses are being looked at."""
         return self._gossip.num_suggested
 
+    def part(self, names: Iterable[str]) -> None:
+        """Machines have left the cluster for good; others are told."""
+        self._gossip.part(names)
+
     def introduction(self) -> Introduction:
         """What is told to others."""
         members = (
-            each.as_document().model_copy(update={"facts": None, "nodes": (), "trouble": ""}) for each in self._known
+            each.as_document().model_copy(
+                update={"addresses": for_others(each.addresses), "facts": None, "nodes": (), "trouble": ""}
+            )
+            for each in self._known
         )
         return Introduction(
             at=self._clock.date(),
@@ -193,6 +202,7 @@ class Resident:
             nodes=self._reports(),
             members=tuple(members),
             orders=self._orders(),
+            left=self._known.left,
         )
 
     @property
@@ -260,4 +270,4 @@ class Resident:
         return known_orders(self._deployments.orders())
 
     def _keep_members(self) -> None:
-        self._folder.keep_members(each.as_document() for each in self._known)
+        self._folder.keep_members((each.as_document() for each in self._known), self._known.left)

@@ -43,6 +43,8 @@ _LOCK_FILE = "lock"
 OWN_NAME = "authority"
 # Of a name that gets a number, so that both together are a name.
 _MAX_STEM = 56
+# More revocation lists than are made between a backup and its restoration.
+_RESTORED_STEP = 1000
 
 
 class Issued(Document):
@@ -241,6 +243,28 @@ class Authority:
             write_file(self.folder / REVOKED_FILE, made.pem, private=False)
             self._write(ledger.model_copy(update={"issued": issued}))
         return made
+
+    def move(self, desk: str | None, *, now: dt.datetime) -> None:
+        """Let another machine keep this authority, from a backup.
+
+        Revocation lists get much higher numbers: machines ignore lists with numbers that they have seen, and the backup
+        does not know how many were made after it.
+
+        Args:
+            desk: HOST:PORT where certificates are renewed from now on.
+        """
+        with self._locked():
+            ledger = self.ledger()
+            number = self.revocations().number + _RESTORED_STEP
+            serials = [int(one.serial, 16) for one in ledger.issued if one.revoked_at]
+            made = make_revocations(self.certificate, self._key, serials, number=number, now=now)
+            write_file(self.folder / REVOKED_FILE, made.pem, private=False)
+            self._write(ledger.model_copy(update={"desk": desk}))
+
+    def set_desk(self, desk: str) -> None:
+        """Tell machines that join from now on where certificates are renewed: HOST:PORT."""
+        with self._locked():
+            self._write(self.ledger().model_copy(update={"desk": desk}))
 
     def _write(self, ledger: Ledger) -> None:
         # Indented, not canonical like published documents, as people read it.

@@ -14,7 +14,7 @@ import json
 import logging
 import ssl
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ from shardhub.security.open_invites import OpenInvites
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1 << 21
+# Residents that a machine which joins is given: one that answers leads to all.
+MAX_RESIDENTS = 32
 _ASK_TIMEOUT_S = 10.0
 _MAX_AT_ONCE = 32
 # The desk's own certificate exists in this process only, and is renewed daily.
@@ -58,6 +60,7 @@ class Desk:
         clock: Returns the current time.
         invite: Invitation of the machine that may join; None lets none join with it.
         invites: Open invitations, with which machines join under names of their own; None lets none join so.
+        residents: Returns HOST:PORT of residents of the cluster, which a machine that joins calls first.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class Desk:
         clock: Callable[[], dt.datetime],
         invite: Invite | None = None,
         invites: OpenInvites | None = None,
+        residents: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._authority = authority
         self._clock = clock
         self._invite = invite
         self._invites = invites
+        self._residents = residents
         self._at_once = asyncio.Semaphore(_MAX_AT_ONCE)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server: asyncio.Server | None = None
@@ -80,8 +85,8 @@ class Desk:
         # Set once the invitation has been used, or tried too often.
         self.is_closed = asyncio.Event()
 
-    async def start(self, host: str, port: int) -> int:
-        """Start to listen, and return the port.
+    async def start(self, host: str | Sequence[str], port: int) -> int:
+        """Start to listen at one or several addresses of this machine, and return the port.
 
         Raises:
             OSError: The desk cannot listen there.
@@ -141,7 +146,8 @@ class Desk:
             request = _parse(line)
             match request.get("ask"):
                 case "authority":
-                    return {"authority": self._authority.pem.decode()}
+                    now = self._clock().isoformat(timespec="seconds")
+                    return {"authority": self._authority.pem.decode(), "now": now}
                 case "join":
                     secret, key = _text(request, "secret"), requested_key(_text(request, "request").encode())
                     if self._invites is not None and "name" in request:
@@ -199,7 +205,13 @@ class Desk:
         return self._joined(name, role, certificate)
 
     def _joined(self, name: str, role: Role, certificate: x509.Certificate) -> dict[str, Any]:
-        return {"name": name, "role": role.value, "desk": self._authority.ledger().desk, **self._issued(certificate)}
+        return {
+            "name": name,
+            "role": role.value,
+            "desk": self._authority.ledger().desk,
+            "residents": list(self._residents())[:MAX_RESIDENTS],
+            **self._issued(certificate),
+        }
 
     def _known(self, writer: asyncio.StreamWriter) -> Peer:
         """The machine that shows its certificate, which the TLS handshake has verified."""

@@ -39,7 +39,7 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
 
 
 def read_file(path: Path, *, private: bool) -> bytes:
-    """Read a file; a private one must be readable by its owner only.
+    """Read a file; a private one must be readable by its owner only, or by root and a group to which root gave it.
 
     Raises:
         IdentityError: The file is missing or too large, or others can read a private file.
@@ -47,7 +47,7 @@ def read_file(path: Path, *, private: bool) -> bytes:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            if private and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            if private and exposes(status.st_mode, owner=status.st_uid, user=os.geteuid()):
                 raise IdentityError(
                     f"{path} holds a private key, and other users can read it.",
                     why=f"Its mode is {stat.S_IMODE(status.st_mode):04o}, but only its owner may have access.",
@@ -59,6 +59,20 @@ def read_file(path: Path, *, private: bool) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise IdentityError(f"{path} is larger than {MAX_FILE_BYTES} bytes.", hint="It was not written by shardhub.")
     return data
+
+
+def exposes(mode: int, *, owner: int, user: int) -> bool:
+    """Whether a private file's mode lets others than its owner read or change it.
+
+    A group may read what root gave to it, as Kubernetes mounts Secrets for pods that do not run as root. PostgreSQL's
+    rule for its keys is the same.
+
+    Args:
+        mode: The file's mode.
+        owner, user: Numbers of the user that owns it, and of this process's.
+    """
+    allowed = stat.S_IRGRP if owner == 0 != user else 0
+    return bool(mode & (stat.S_IRWXG | stat.S_IRWXO) & ~allowed)
 
 
 def _unusable(path: Path, error: OSError) -> IdentityError:

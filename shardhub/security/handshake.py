@@ -13,6 +13,7 @@ import ssl
 from cryptography import x509
 
 from shardhub.address import Address
+from shardhub.dialling import unreachable_hint
 from shardhub.errors import AddressError, CertificateRefused, NodeUnreachable
 from shardhub.security.certificates import NODE_HOST, Peer, peer_of
 from shardhub.security.identity import Identity
@@ -68,8 +69,7 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
         raise NodeUnreachable(
             f"No node answers at {address}.",
             why=f"{error}.",
-            hint="Check the address, and that `shardhub serve` runs there, with `host` if other machines are to reach "
-            "it.",
+            hint=unreachable_hint(f"{error}"),
         ) from error
     return peer
 

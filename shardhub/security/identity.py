@@ -115,10 +115,19 @@ def store_identity(
     if revoked:
         write_file(folder / REVOKED_FILE, revoked, private=False)
     if desk is not None:
-        write_file(folder / DESK_FILE, encode(DeskAddress(address=desk)), private=False)
+        store_desk(folder, desk)
     target = identity_file(folder, role)
     write_file(target, key_pem(key) + pem(certificate), private=True)
     return target
+
+
+def store_desk(folder: Path, address: str) -> None:
+    """Write where the authority renews certificates: HOST:PORT.
+
+    Raises:
+        IdentityError: The folder cannot be written.
+    """
+    write_file(folder / DESK_FILE, encode(DeskAddress(address=address)), private=False)
 
 
 def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:

@@ -1,4 +1,7 @@
-"""An invitation: a line with which one machine can ask the authority for a certificate, once and within minutes."""
+"""An invitation: a line with which a machine can ask the authority for a certificate.
+
+An `Invite` is for one machine, once and within minutes; `open_invites` has those that several machines use.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,17 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shardhub.errors import CertificateRefused, UsageError
+from shardhub.address import Address
+from shardhub.errors import AddressError, CertificateRefused, UsageError
 from shardhub.security.certificates import Role, check_name
 
 INVITE_LIFE_S = 600.0
 _SECRET_BYTES = 20
 # A guess has one chance in 2^160; more than a few wrong ones mean an attack or a wrong line.
 _MAX_WRONG = 5
-_LINE = re.compile(r"([^\s/]{1,255}:\d{1,5})/([0-9a-f]{64})/([A-Za-z0-9_-]{27})")
+# Hosts share the port, which is behind the last colon: an address of IPv6 needs no brackets, which shells expand.
+_LINE = re.compile(r"([^\s/]{1,400}):(\d{1,5})/([0-9a-f]{64})/([A-Za-z0-9_-]{27})")
+_MAX_HOSTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,33 +31,57 @@ class InviteLine:
 
     Attributes:
         address: HOST:PORT of the authority.
+        others: Further addresses of it, with the same port.
         fingerprint: The authority's fingerprint, which identifies it before anything is sent to it.
         secret: Shown once; never in a log, an error or a representation.
     """
 
     address: str
+    others: tuple[str, ...] = ()
     fingerprint: str
     secret: str = field(repr=False)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses of the authority."""
+        return (self.address, *self.others)
+
     def text(self) -> str:
         """The line as text."""
-        return f"{self.address}/{self.fingerprint}/{self.secret}"
+        places = [Address.parse(address) for address in self.addresses]
+        hosts = ",".join(place.host for place in places)
+        return f"{hosts}:{places[0].port}/{self.fingerprint}/{self.secret}"
 
 
 def parse_invite(text: str) -> InviteLine:
-    """Parse an invitation line.
+    """Parse an invitation line; blanks within it are ignored, as terminals break a long line when it is copied.
 
     Raises:
         UsageError: The text is not an invitation line; the message does not repeat it.
     """
-    match = _LINE.fullmatch(text.strip())
+    line = "".join(text.split())
+    match = _LINE.fullmatch(line)
     if match is None:
-        raise UsageError(
-            "This is not an invitation.",
-            why="An invitation is one line of the form ADDRESS/FINGERPRINT/SECRET.",
-            hint="Copy the whole line that `shardhub certs invite` printed.",
-        )
-    return InviteLine(address=match[1], fingerprint=match[2], secret=match[3])
+        raise _not_an_invitation(line)
+    hosts = match[1].split(",")
+    try:
+        if len(hosts) > _MAX_HOSTS:
+            raise _not_an_invitation(line)
+        addresses = [str(Address.parse(str(Address(host.strip("[]"), int(match[2]))))) for host in hosts]
+    except AddressError as error:
+        raise _not_an_invitation(line) from error
+    return InviteLine(address=addresses[0], others=tuple(addresses[1:]), fingerprint=match[3], secret=match[4])
+
+
+def _not_an_invitation(line: str) -> UsageError:
+    is_part = len(line) > 1 and ("/" in line or ":" in line)
+    return UsageError(
+        "This is only a part of an invitation." if is_part else "This is not an invitation.",
+        why=f"An invitation is one line of the form ADDRESSES/FINGERPRINT/SECRET; this text has {len(line)} characters."
+        if is_part
+        else "An invitation is one line of the form ADDRESSES/FINGERPRINT/SECRET.",
+        hint="Copy the whole line that `shardhub cluster invite` or `shardhub certs invite` printed.",
+    )
 
 
 class Invite:

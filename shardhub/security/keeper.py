@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
-from shardhub.errors import ShardhubError
+from shardhub.errors import IdentityError, ShardhubError
 from shardhub.security.identity import load_desk
 from shardhub.security.joining import hear_revocations, renew
 from shardhub.security.trust import Trust
@@ -47,12 +48,18 @@ async def ask_desk(trust: Trust) -> None:
 
     Raises:
         ShardhubError: The authority does not answer, or refuses.
+        IdentityError: The renewal is due, and the folder is read-only: whoever fills it has to replace the certificate.
     """
     address = load_desk(trust.folder)
-    if address is None:
-        return
-    if trust.identity.is_due(trust.clock()):
+    is_due, can_store = trust.identity.is_due(trust.clock()), os.access(trust.folder, os.W_OK)
+    if address is not None and not (is_due and can_store):
+        await hear_revocations(trust, address)
+    if is_due and not can_store:
+        raise IdentityError(
+            f"{trust.folder} is read-only.",
+            why="A renewed certificate cannot be stored there.",
+            hint="Replace its files.",
+        )
+    if is_due and address is not None:
         await renew(trust, address)
         log.info("the certificate of %s was renewed", trust.identity.peer)
-    else:
-        await hear_revocations(trust, address)

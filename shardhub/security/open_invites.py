@@ -82,7 +82,10 @@ class OpenInvites:
             until=(self._clock() + life).isoformat(timespec="seconds"),
         )
         with self._locked():
-            self._write([*self._open(), made][-_MAX_OPEN:])
+            # Expired ones stay while there is room, so that a machine that comes late learns why it is refused.
+            now = self._clock()
+            kept = sorted(self._kept(), key=lambda invite: dt.datetime.fromisoformat(invite.until) > now)
+            self._write([*kept, made][-_MAX_OPEN:])
         return secret
 
     def close(self) -> None:
@@ -99,12 +102,17 @@ class OpenInvites:
         """
         digest = secret_digest(secret).hex()
         # Every one is compared, so that the time says nothing.
-        matching = [invite for invite in self._open() if hmac.compare_digest(invite.digest, digest)]
+        matching = [invite for invite in self._kept() if hmac.compare_digest(invite.digest, digest)]
+        hint = "On the cluster's first machine, make a new one: shardhub cluster invite"
         if not matching:
             raise CertificateRefused(
                 "This invitation is not open.",
-                why="It has expired, or the line was not copied whole.",
-                hint="On the cluster's first machine, make a new one: shardhub cluster invite",
+                why="It has expired, was ended, or was not copied whole.",
+                hint=hint,
+            )
+        if (until := dt.datetime.fromisoformat(matching[0].until)) <= self._clock():
+            raise CertificateRefused(
+                "This invitation has expired.", why=f"It could be used until {until:%Y-%m-%d %H:%M} UTC.", hint=hint
             )
         if not matching[0].role.includes(role):
             raise CertificateRefused(
@@ -113,12 +121,10 @@ class OpenInvites:
                 hint="Join with `serve_only`, or ask for another invitation: shardhub cluster invite",
             )
 
-    def _open(self) -> Sequence[OpenInvite]:
+    def _kept(self) -> Sequence[OpenInvite]:
         if not self._path.exists():
             return ()
-        kept = decode(InviteFile, read_file(self._path, private=True), where=str(self._path)).invites
-        now = self._clock()
-        return [invite for invite in kept if dt.datetime.fromisoformat(invite.until) > now]
+        return decode(InviteFile, read_file(self._path, private=True), where=str(self._path)).invites
 
     def _write(self, invites: Sequence[OpenInvite]) -> None:
         text = json.dumps(InviteFile(invites=tuple(invites)).model_dump(mode="json"), indent=1)

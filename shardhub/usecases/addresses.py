@@ -21,6 +21,8 @@ NODE_OPTION = "`nodes`"
 NEIGHBOUR_OPTION = "`neighbours`"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
+# Before a name that stands for one node at each of its addresses, as a headless Service of Kubernetes does.
+EACH = "dns+"
 
 
 def node_addresses(options: Sequence[str] | str | None, pipeline: Pipeline) -> list[str]:
@@ -107,6 +109,26 @@ def _in_variable(text: str) -> list[str]:
     return _checked([part.strip() for part in text.split(",") if part.strip()], NODES_VARIABLE)
 
 
+def has_changing(addresses: Sequence[str] | str | None) -> bool:
+    """Whether the addresses that a user gave may stand for other nodes later: one is `dns+NAME`."""
+    given = [addresses] if isinstance(addresses, str) else addresses or os.environ.get(NODES_VARIABLE, "").split(",")
+    return any(text.strip().startswith(EACH) for text in given)
+
+
+def each_address(address: Address) -> list[str]:
+    """The addresses behind a name, of one family: IPv4 if it has any, as a node may be reached by both.
+
+    A name that has none, as of pods that do not run yet, is returned as it is: whoever dials it says so.
+    """
+    try:
+        resolved = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return [str(address)]
+    families = {family: [info[4][0] for info in resolved if info[0] == family] for family, *_ in resolved}
+    hosts = families.get(socket.AF_INET) or families.get(socket.AF_INET6) or [address.host]
+    return [str(Address(str(host), address.port)) for host in sorted(set(hosts), key=str)]
+
+
 def _is_own(address: Address, own: Address) -> bool:
     """Whether an address leads to this node: its port, on this machine."""
     if address.port != own.port:
@@ -125,7 +147,9 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
     addresses: list[str] = []
     for text in texts:
         try:
-            addresses.append(str(Address.parse(text if isinstance(text, str) else "", port=NODE_PORT)))
+            text = text if isinstance(text, str) else ""
+            address = Address.parse(text.strip().removeprefix(EACH), port=NODE_PORT)
+            addresses += each_address(address) if text.strip().startswith(EACH) else [str(address)]
         except AddressError as error:
             if where in (NODE_OPTION, NEIGHBOUR_OPTION) and "," in text:
                 raise UsageError(

@@ -9,175 +9,27 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import ShardhubError
-from shardhub.listening import is_unspecified
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.link import GrpcResidents
-from shardhub.resident.machine import KnownMachine, KnownOrders, MachineFacts, MachineState, NodeReport
+from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineState
 from shardhub.resident.order import HandedDocument, Order
 from shardhub.resident.reach import reach
 from shardhub.resident.reading import ReadReport
 from shardhub.splitting.file_order import FileOrder
 from shardhub.usecases.cluster_files import read_on_machines
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
+from shardhub.usecases.cluster_view import ClusterMachine, ServedPipeline, pipelines_of
 from shardhub.usecases.loop import LoopThread
 
 # A machine that is asked for its state answers from memory.
 _ANSWER_S = 5.0
 # Between two looks at who is there, while machines are watched.
 _AGAIN_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterMachine:
-    """A machine of the cluster.
-
-    Attributes:
-        address: Where its resident was reached, or HOST:PORT where it was last; None if it never was.
-        state: What it says now; None if it does not answer.
-        known: What this machine's resident knows of it; None for this machine itself.
-        is_own: Whether it is this machine.
-    """
-
-    name: str
-    address: str | None
-    state: MachineState | None = None
-    known: KnownMachine | None = None
-    is_own: bool = False
-
-    @property
-    def facts(self) -> MachineFacts | None:
-        """What it said of itself last."""
-        if self.state is not None:
-            return self.state.facts
-        return None if self.known is None else self.known.facts
-
-    @property
-    def is_reachable(self) -> bool:
-        """Whether it answers."""
-        return self.state is not None
-
-    @property
-    def seen_at(self) -> float:
-        """When it was last heard of, in seconds since the epoch."""
-        return self.state.at if self.state is not None else (0.0 if self.known is None else self.known.seen_at)
-
-    @property
-    def nodes(self) -> tuple[NodeReport, ...]:
-        """Its nodes, as it said last: they may live on where its resident has ended."""
-        if self.state is not None:
-            return self.state.nodes
-        return () if self.known is None else self.known.nodes
-
-    def address_of(self, node: NodeReport) -> str | None:
-        """HOST:PORT where a node of it answers heads of this machine; None before it is ready."""
-        if node.address is None or not node.is_ready:
-            return None
-        at = Address.parse(node.address)
-        if not is_unspecified(at.host):
-            return node.address
-        # It listens on all addresses: the one that its resident was reached at leads to it.
-        return None if self.address is None else str(Address(Address.parse(self.address).host, at.port))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedNode:
-    """A node of a pipeline.
-
-    Attributes:
-        machine: Name of its machine.
-        address: HOST:PORT where it answers, or did when its machine was last heard of; None before it is ready.
-        report: What its resident said last; None if it has not begun.
-        is_reachable: Whether its machine answers.
-    """
-
-    machine: str
-    start: int
-    stop: int
-    replica: int
-    address: str | None = None
-    report: NodeReport | None = None
-    is_reachable: bool = False
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it answers heads, and its machine says so now."""
-        return self.address is not None and self.is_reachable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedPipeline:
-    """A pipeline that is ordered.
-
-    Attributes:
-        deployment: The newest order for it.
-        nodes: Its nodes, by replica and layers.
-    """
-
-    deployment: Deployment
-    nodes: tuple[ServedNode, ...]
-
-    @property
-    def name(self) -> str:
-        """Its name in the cluster."""
-        return self.deployment.name
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether all nodes of one of its chains answer."""
-        replicas = {node.replica for node in self.nodes}
-        return any(all(node.is_ready for node in self.nodes if node.replica == replica) for replica in replicas)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Where its nodes answer, or did when their machines were last heard of."""
-        return tuple(node.address for node in self.nodes if node.address is not None)
-
-
-def pipelines_of(machines: Sequence[ClusterMachine]) -> tuple[ServedPipeline, ...]:
-    """The pipelines that machines are ordered to serve, by the newest order that any of them knows."""
-    newest: dict[str, Deployment] = {}
-    for order in (order for machine in machines if machine.state for order in machine.state.orders):
-        known = newest.get(order.name)
-        if known is None or known.order < order.order:
-            newest[order.name] = order
-    reports: dict[tuple[str, str, int, int, int], tuple[ClusterMachine, NodeReport]] = {
-        (machine.name, node.pipeline, *node.assignment_key): (machine, node)
-        for machine in machines
-        for node in machine.nodes
-    }
-    return tuple(
-        ServedPipeline(deployment=newest[name], nodes=_nodes_of(newest[name], reports))
-        for name in sorted(newest)
-        if newest[name].assignments
-    )
-
-
-def _nodes_of(
-    deployment: Deployment, reports: Mapping[tuple[str, str, int, int, int], tuple[ClusterMachine, NodeReport]]
-) -> tuple[ServedNode, ...]:
-    nodes = []
-    for each in sorted(deployment.assignments, key=lambda each: (each.replica, each.start)):
-        machine, report = reports.get(
-            (each.machine, deployment.name, each.replica, each.start, each.stop), (None, None)
-        )
-        if report is not None and report.pipeline_id != deployment.pipeline_id:
-            machine, report = None, None  # of an earlier order
-        nodes.append(
-            ServedNode(
-                machine=each.machine,
-                start=each.start,
-                stop=each.stop,
-                replica=each.replica,
-                address=None if machine is None or report is None else machine.address_of(report),
-                report=report,
-                is_reachable=machine is not None and machine.is_reachable,
-            )
-        )
-    return tuple(nodes)
+# How quickly a thread that waits for a change sees a signal.
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +103,14 @@ class Cluster:
         """
         return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
 
+    def say_goodbye(self) -> None:
+        """Tell all machines that answer that this one leaves the cluster for good.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
+        self._loop.wait(self._say_goodbye())
+
     def read_files(
         self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
     ) -> dict[str, str]:
@@ -267,33 +127,43 @@ class Cluster:
         """
         return self._loop.wait(read_on_machines(self._link, self._dialer, orders, progress, self._clock))
 
-    def watch(self) -> Iterator[tuple[ClusterMachine, ...]]:
-        """All machines, now and after each change, at most five times a second each; never ends by itself."""
+    def watch(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[tuple[ClusterMachine, ...]]:
+        """All machines, now and after each change, at most five times a second each.
+
+        It ends once `is_over` says so, or if this machine's resident ends.
+
+        Raises:
+            ShardhubError: This machine's resident does not answer.
+        """
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        machines = self.machines()
-        states = {"" if machine.is_own else machine.name: machine.state for machine in machines}
+        first = self.machines()
+        # Machines that are not followed yet are as they were at first.
+        states = {"" if machine.is_own else machine.name: machine.state for machine in first}
         watching = self._loop.submit(self._watch_all(states, changes))
         try:
-            yield machines
-            while True:
-                self._wait_for(changes, watching)
+            yield first
+            while self._has_changed(changes, watching, is_over):
                 yield _joined(states)
         finally:
             watching.cancel()
 
-    def _wait_for(self, changes: queue.SimpleQueue[None], watching: Future[None]) -> None:
-        """Wait for a change, seeing signals meanwhile; several at once count as one."""
-        while True:
+    def _has_changed(
+        self, changes: queue.SimpleQueue[None], watching: Future[None], is_over: Callable[[], bool]
+    ) -> bool:
+        """Wait for a change, seeing signals meanwhile; several at once count as one. False if none will come."""
+        while not is_over():
             try:
-                changes.get(timeout=0.2)
+                changes.get(timeout=_POLL_S)
             except queue.Empty:
                 if watching.done():
                     watching.result()
+                    return False
                 continue
             with suppress(queue.Empty):
                 while True:
                     changes.get_nowait()
-            return
+            return True
+        return False
 
     async def _watch_all(self, states: dict[str, MachineState | None], changes: queue.SimpleQueue[None]) -> None:
         """Follow this machine's resident and, as it names them, all others."""
@@ -332,6 +202,21 @@ class Cluster:
         own = await self._link.describe()
         states = await asyncio.gather(*(self._state_of(member) for member in own.members))
         return _joined({"": own, **{member.name: state for member, state in zip(own.members, states, strict=True)}})
+
+    async def _say_goodbye(self) -> None:
+        own = await self._link.describe()
+        said = Introduction(at=self._clock.date(), facts=own.facts, left=(own.name,))
+
+        async def tell(member: KnownMachine) -> None:
+            with suppress(ShardhubError, TimeoutError):
+                async with self._clock.timeout(_ANSWER_S):
+                    link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
+                    try:
+                        await link.introduce(said)
+                    finally:
+                        await link.close()
+
+        await asyncio.gather(*map(tell, own.members))
 
     async def _state_of(self, member: KnownMachine) -> MachineState | None:
         try:

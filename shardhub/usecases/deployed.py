@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shardhub.errors import NodeFailure, ShardhubError, UsageError
 from shardhub.resident.nodes import Phase
-from shardhub.usecases.cluster import ServedNode, ServedPipeline
+from shardhub.usecases.cluster_view import ServedNode, ServedPipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

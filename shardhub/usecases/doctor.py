@@ -144,27 +144,34 @@ def _has_cuda(mx: Any) -> bool:
 
 def _memory() -> list[Check]:
     try:
+        import mlx.core as mx
         import psutil
 
         from shardhub.memory_limits import available_memory, limit_text
         from shardhub.model.memory import memory_budget
     except (ImportError, OSError, RuntimeError) as error:
         return [Check(name="memory", state=WARN, finding=f"{type(error).__name__}", advice="See mlx above.")]
-    budget, free, limit = memory_budget(), available_memory(), limit_text()
+    installed = int(psutil.virtual_memory().total)
+    is_metal = mx.metal.is_available()
+    return [check_memory(memory_budget(), installed, available_memory(), limit_text(), is_metal=is_metal)]
+
+
+def check_memory(budget: int, installed: int, free: int, limit: str, *, is_metal: bool) -> Check:
+    """Check how much memory a node may take, in bytes, and how much is free now.
+
+    Args:
+        limit: The process's limit, in words.
+        is_metal: Whether Metal decides the budget.
+    """
+    source = ", as Metal recommends" if is_metal else ""
     finding = (
-        f"{size_text(budget)} for a node, of {size_text(psutil.virtual_memory().total)} installed; "
+        f"{size_text(budget)} for a node{source}, of {size_text(installed)} installed; "
         f"{size_text(free)} free now" + (f"; {limit}" if limit else "")
     )
     if free < min(_LITTLE_MEMORY_BYTES, budget // 2):
-        return [
-            Check(
-                name="memory",
-                state=WARN,
-                finding=finding,
-                advice="Quit programs that you do not need before you serve.",
-            )
-        ]
-    return [Check(name="memory", state=OK, finding=finding)]
+        advice = "Quit programs that you do not need before you serve."
+        return Check(name="memory", state=WARN, finding=finding, advice=advice)
+    return Check(name="memory", state=OK, finding=finding)
 
 
 def check_disk(folder: Path) -> Check:

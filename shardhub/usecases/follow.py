@@ -13,15 +13,13 @@ from pathlib import Path
 from shardhub.address import Address
 from shardhub.errors import ShardhubError, UsageError
 from shardhub.hub.reference import Reference, parse_reference
-from shardhub.shard import Shard, check_adjacent
-from shardhub.usecases.addresses import networks
+from shardhub.shard import Shard
 from shardhub.usecases.block import Block
-from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.neighbourhood import Neighbourhood, named_neighbours
+from shardhub.usecases.neighbourhood import Neighbourhood
 from shardhub.usecases.places import Places
 from shardhub.usecases.serve import Node, ServeSettings, Serving
-from shardhub.usecases.sizes import parse_memory
+from shardhub.usecases.served_shards import fetch_shards
 from shardhub.usecases.watcher import Watcher
 
 # Share by which each wait differs, so that the nodes of a pipeline do not ask the Hub at once.
@@ -126,26 +124,17 @@ class Following(Block[Node]):
         Raises:
             ShardhubError: As `choose_shards`.
         """
-        settings, watcher, own = self._settings, self._watcher, Address.parse(served.node.address)
-        asked = self._neighbourhood.ask(
-            named_neighbours(settings.neighbours, watcher, own=own),
+        own = Address.parse(served.node.address)
+        return fetch_shards(
+            names,
+            self._settings,
+            exchange=self._neighbourhood,
+            own=own,
             loop=self._loop,
             security=served.serving.security,
-            allowed=networks(settings.peers),
-            announce=lambda: own.port if settings.share else 0,
+            announce=lambda: own.port,
+            watcher=self._watcher,
         )
-        with asked as neighbours:
-            places = Places(
-                settings.cache_dir,
-                settings.cache_limit,
-                watcher=watcher,
-                neighbours=neighbours,
-                traffic=self._neighbourhood.traffic,
-            )
-            budget = parse_memory(settings.memory)
-            return check_adjacent(
-                choose_shards(places, names, settings.stages, budget, settings.require_signature, watcher=watcher)
-            )
 
     def _replace(self, served: _Served, newer: tuple[str, ...]) -> _Served:
         """Serve a newer revision in place of the one that is served, or that one again if the newer cannot be loaded.

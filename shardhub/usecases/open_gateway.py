@@ -1,27 +1,28 @@
-"""A gateway for programs: a context manager that serves the HTTP API over a pipeline's nodes."""
+"""A gateway for programs: a context manager that serves the HTTP API over the nodes of pipelines."""
 
 from __future__ import annotations
 
 import socket
-import time
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.chain.head import Head
-from shardhub.errors import ChainError
+from shardhub.errors import UsageError
+from shardhub.gateway.served_models import ServedModels
 from shardhub.gateway.server import Gateway, check_host, listening
+from shardhub.gateway.service import ANY_MODEL
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.waiting import Waiting
 from shardhub.usecases.awake import awake
 from shardhub.usecases.block import Block
+from shardhub.usecases.chains_up import ChainSource, NamedChains
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.start_head import HeadSettings, Starting
+from shardhub.usecases.served_chains import ServedChains
+from shardhub.usecases.start_head import HeadSettings
 from shardhub.usecases.watcher import SILENT, Watcher
 
-# Seconds between attempts to start while nodes are missing.
-_BETWEEN_STARTS_S = 2.0
 _DEFAULTS = GatewaySettings()
 
 
@@ -31,14 +32,16 @@ class GatewayFacts:
 
     Attributes:
         url: Its address.
-        model_name: The model's first name, which is reported to clients.
-        context: Most positions of a prompt and its answer.
+        model_name: The first model's first name, which is reported to clients that name none.
+        model_names: The names of all models that were served at the start.
+        context: Most positions of a prompt and its answer, of the first model.
         num_keys: Number of accepted API keys; if 0, clients need none.
-        inexact: What is known to be inexact about the chain, if anything.
+        inexact: What is known to be inexact about the first model's chain, if anything.
     """
 
     url: str
     model_name: str
+    model_names: tuple[str, ...]
     context: int
     num_keys: int
     inexact: str | None
@@ -51,8 +54,11 @@ class RunningGateway:
         facts: Where it answers, and what it serves.
     """
 
-    def __init__(self, facts: GatewayFacts, gateway: Gateway, running: Future[None], loop: LoopThread) -> None:
+    def __init__(
+        self, facts: GatewayFacts, gateway: Gateway, running: Future[None], loop: LoopThread, source: ChainSource
+    ) -> None:
         self.facts = facts
+        self._source = source
         self._gateway = gateway
         self._running = running
         self._loop = loop
@@ -66,6 +72,21 @@ class RunningGateway:
     def was_cut_short(self) -> bool:
         """Whether a second call of `stop` ended it before its answers were complete."""
         return self._gateway.was_cut_short
+
+    def serve(self, heads: Sequence[HeadSettings | str | Path]) -> None:
+        """Serve these chains from now on; returns at once.
+
+        Chains with the same settings as before go on undisturbed. Others are added once their nodes are there. Those
+        that are left out take no more requests, and end once their answers are complete.
+
+        Raises:
+            UsageError: A chain is given twice, or the gateway follows a cluster.
+        """
+        if not isinstance(self._source, NamedChains):
+            raise UsageError(
+                "This gateway serves what is up in its cluster.", hint="Use `shardhub up` and `shardhub down` instead."
+            )
+        self._source.set(heads_of(heads))
 
     def stop(self) -> None:
         """Ask the gateway to finish its answers and end; returns at once. A second call ends it without finishing."""
@@ -83,9 +104,9 @@ class RunningGateway:
 class OpenGateway(Block[RunningGateway]):
     """A gateway as a context manager; see `open_gateway`."""
 
-    def __init__(self, head: HeadSettings, settings: GatewaySettings, watcher: Watcher, *, allow_sleep: bool) -> None:
+    def __init__(self, source: ChainSource, settings: GatewaySettings, watcher: Watcher, *, allow_sleep: bool) -> None:
         super().__init__()
-        self._head_settings = head
+        self._source = source
         self._settings = settings
         self._watcher = watcher
         self._allow_sleep = allow_sleep
@@ -98,10 +119,9 @@ class OpenGateway(Block[RunningGateway]):
         stack.enter_context(awake(allow_sleep=self._allow_sleep, watcher=watcher))
         listener = stack.enter_context(listening(settings))
         loop = stack.enter_context(LoopThread())
-        head = self._connected(loop, Starting(self._head_settings, watcher), listener)
-        stack.callback(head.tokenizer.close)
-        stack.callback(lambda: loop.wait(head.stop()))
-        gateway, ready = Gateway(head, settings), Future[str]()
+        models = ServedModels(settings)
+        self._serve_chains(stack, loop, models, listener)
+        gateway, ready = Gateway(models), Future[str]()
         running = loop.submit(gateway.run(listener, on_ready=ready.set_result))
         # A caller that waits for readiness also learns if the gateway ends before that.
         running.add_done_callback(lambda _: ready.cancel())
@@ -111,35 +131,31 @@ class OpenGateway(Block[RunningGateway]):
         except CancelledError:
             running.result()
             raise
+        first = models.services[0]
         facts = GatewayFacts(
             url=url,
-            model_name=gateway.model_name,
-            context=head.capacity.max_context,
+            model_name=first.model_names[0],
+            model_names=models.names,
+            context=first.max_context,
             num_keys=len(settings.keys.digests),
-            inexact=head.inexact,
+            inexact=first.head.inexact,
         )
-        return RunningGateway(facts, gateway, running, loop)
+        return RunningGateway(facts, gateway, running, loop, self._source)
 
-    def _connected(self, loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
-        """Start the head once its nodes serve every stage; until then requests get an error that names what is missing.
+    def _serve_chains(self, stack: ExitStack, loop: LoopThread, models: ServedModels, listener: socket.socket) -> None:
+        """Start the chains. Until one of them is complete, requests get an error that names what is missing.
 
         Raises:
             ChainError: No nodes are named, or may be later, and a stage has no server.
         """
-        waiting, reported = Waiting(), ""
+        waiting = Waiting()
+        chains = ServedChains(models, self._source, self._watcher, missing=lambda: waiting.wait_for(models.reason))
+        if isinstance(self._source, NamedChains):
+            chains.prepare(self._source.chains)
+        stack.callback(lambda: loop.wait(chains.stop()))
         loop.wait(waiting.start(listener))
         try:
-            while True:
-                try:
-                    return loop.wait(starting.start())
-                except ChainError as error:
-                    if not starting.names_nodes:
-                        raise
-                    waiting.wait_for(error)
-                if waiting.reason != reported:
-                    reported = waiting.reason
-                    self._watcher.note(f"waiting for the chain, answering 503: {reported}")
-                time.sleep(_BETWEEN_STARTS_S)
+            loop.wait(chains.start())
         finally:
             loop.wait(waiting.stop())
 
@@ -152,19 +168,21 @@ def _end(running: Future[None], gateway: Gateway, loop: LoopThread) -> None:
 
 
 def open_gateway(
-    head: HeadSettings | str | Path,
+    head: HeadSettings | str | Path | Sequence[HeadSettings | str | Path] | ChainSource,
     settings: GatewaySettings = _DEFAULTS,
     watcher: Watcher = SILENT,
     *,
     allow_sleep: bool = False,
 ) -> OpenGateway:
-    """Serve the HTTP API over the nodes of a pipeline, for as long as a `with` block runs.
+    """Serve the HTTP API over the nodes of one or several pipelines, for as long as a `with` block runs.
 
-    The block is entered once the nodes serve every stage and requests are answered; until then they get a 503 that says
-    what is missing. It is left once the answers in progress have ended or the drain time is over.
+    The block is entered once the nodes serve every stage of a pipeline and requests are answered; until then they get a
+    503 that says what is missing. Of several pipelines, the others are served once their nodes are there. The block is
+    left once the answers in progress have ended or the drain time is over.
 
     Args:
-        head: The pipeline and its nodes, or only the pipeline's folder or Hub id.
+        head: The pipeline and its nodes, or only the pipeline's folder or Hub id; or several of them. A model that
+            several pipelines or chains serve has one name, and each request goes to the least loaded chain.
         settings: Where to listen, who may call, and how clients are answered.
         watcher: Notified of the current activity, and of nodes that come and go.
         allow_sleep: Let a Mac on mains power sleep while the gateway runs.
@@ -174,6 +192,15 @@ def open_gateway(
 
     Raises:
         AddressError: The gateway cannot, or must not, listen there.
+        UsageError: A chain is given twice, or one name to several models.
         ShardhubError: As `open_head`.
     """
-    return OpenGateway(HeadSettings.of(head), settings, watcher, allow_sleep=allow_sleep)
+    names = [name for name in settings.model_names if name != ANY_MODEL]
+    heads = [head] if isinstance(head, HeadSettings | str | Path) else head
+    source = NamedChains(heads_of(heads), model_names=names) if isinstance(heads, Sequence) else heads
+    return OpenGateway(source, settings, watcher, allow_sleep=allow_sleep)
+
+
+def heads_of(given: Sequence[HeadSettings | str | Path]) -> list[HeadSettings]:
+    """Settings of heads from pipelines alone, or those that are given."""
+    return [HeadSettings.of(each) for each in given]

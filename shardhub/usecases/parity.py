@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from shardhub.model.build import Blueprint
     from shardhub.model.parity import StageTensors
 
+# Tokens after which the pace of a comparison is known: the first ones wait for a prompt and for compiled kernels.
+_FEWEST_FOR_PACE = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParitySettings:
@@ -241,12 +244,22 @@ def record(
 
 
 def comparing(watcher: Watcher) -> Callable[[int, int], None]:
-    """Make a callback that reports the tokens compared and the total."""
+    """Make a callback that reports the tokens compared, the total, and the time left once a few show the pace."""
+    began_at = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        watcher.doing(f"comparing tokens: {done} of {total}")
+        left = time_left(done, total, time.monotonic() - began_at)
+        watcher.doing(f"comparing tokens: {done} of {total}{f', {left}' if left else ''}")
 
     return show
+
+
+def time_left(done: int, total: int, elapsed_s: float) -> str:
+    """The time that the rest of some tokens takes at the pace so far, in words; empty while too few show it."""
+    if done < _FEWEST_FOR_PACE:
+        return ""
+    left_s = elapsed_s / done * (total - done)
+    return f"about {left_s:.0f} s left" if left_s < 120 else f"about {left_s / 60:.0f} min left"
 
 
 def parity_report(numbers: Numbers) -> dict[str, object]:

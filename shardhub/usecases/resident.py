@@ -1,48 +1,41 @@
-"""The resident as a process: run in the foreground, started in the background, looked at, and stopped."""
+"""The resident, run in this process: put together, and kept until a signal ends it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
-from shardhub.address import Address, ip_of
+from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK
-from shardhub.errors import AddressError, NodeFailure, ShardhubError, UsageError
+from shardhub.discovery.choice import for_others
+from shardhub.discovery.interfaces import announced_hosts, own_interfaces
+from shardhub.errors import AddressError, ShardhubError, UsageError
 from shardhub.hub.cache import Cache
-from shardhub.listening import addresses_at, check_reach
+from shardhub.listening import addresses_at, check_reach, is_unspecified
 from shardhub.naming import RESIDENT_PORT
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.pace import USUAL_PACE, Pace
-from shardhub.resident.processes import SystemLauncher, shorten, start_outliving
-from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, read_record, write_record
+from shardhub.resident.processes import SystemLauncher, shorten
+from shardhub.resident.records import Failure, NodeRecord, NodeState, held, own_record, write_record
 from shardhub.resident.resident import Resident
 from shardhub.resident.server import ResidentServer
-from shardhub.resident.words import NodeOptions, node_words, option, switch
+from shardhub.resident.words import NodeOptions, node_words
 from shardhub.security.certificates import Role, check_name
 from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster_place import ClusterPlace, MachineFile, own_name, write_machine
 from shardhub.usecases.gauge import MachineGauge
 from shardhub.usecases.resident_files import ResidentFiles
-from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.version import __version__
 
 log = logging.getLogger(__name__)
 
-# A resident loads no MLX, but Python's compiler may have to work on a new installation.
-_START_S = 60.0
-_LOOK_S = 0.05
-_STOP_S = 60.0
 _SHORTEN_EVERY_S = 60.0
 
 
@@ -61,6 +54,7 @@ class ResidentSettings:
         node_options: Further words of `shardhub serve` for every node.
         pace: How often it speaks with others.
         is_measured: Whether it measures its machine's speed.
+        is_discovered: Whether the machine is announced on the local network, and others are noticed there.
     """
 
     place: ClusterPlace = field(default_factory=ClusterPlace)
@@ -72,6 +66,7 @@ class ResidentSettings:
     node_options: tuple[str, ...] = ()
     pace: Pace = USUAL_PACE
     is_measured: bool = True
+    is_discovered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +133,7 @@ async def _run(
 ) -> int:
     stopping = _Stopping()
     folder, trust = settings.place.folder, settings.place.trust() if not settings.insecure_lan else None
-    host = settings.host or ("0.0.0.0" if trust is not None or settings.insecure_lan else "127.0.0.1")  # noqa: S104
+    host = settings.host or (everywhere() if trust is not None or settings.insecure_lan else "127.0.0.1")
     check_reach(
         host,
         is_safe=trust is not None or settings.insecure_lan,
@@ -230,14 +225,27 @@ def _who(settings: ResidentSettings, trust: Trust | None) -> tuple[str, Literal[
     return peer.name, "member" if peer.role is Role.MEMBER else "node"
 
 
+def everywhere() -> str:
+    """The host to listen on for all of this machine's networks: that of IPv6 where it has no address of IPv4."""
+    has_ipv4 = bool(announced_hosts(own_interfaces(), "0.0.0.0"))  # noqa: S104
+    return "0.0.0.0" if has_ipv4 or not announced_hosts(own_interfaces(), "::") else "::"  # noqa: S104
+
+
 def resident_addresses(host: str, port: int) -> list[str]:
-    """Where other machines may reach a resident that listens on a host; loopback only if it listens nowhere else."""
+    """Where other machines may reach a resident that listens on a host, the best first."""
+    addresses = [str(Address(each, port)) for each in reached_hosts(host)]
+    return list(for_others(addresses)) or addresses
+
+
+def reached_hosts(host: str) -> tuple[str, ...]:
+    """This machine's addresses at which others reach what listens on a host; loopback only if there are no others."""
     try:
-        hosts = addresses_at(host)
+        resolved = addresses_at(host)
     except AddressError:
-        return []
-    others = [each for each in hosts if not ip_of(each).is_loopback]
-    return [str(Address(each, port)) for each in others or hosts]
+        return ()
+    if is_unspecified(host):
+        return announced_hosts(own_interfaces(), host) or tuple(resolved[:1])
+    return tuple(resolved)
 
 
 async def _keep_logs_short(log_file: Path, nodes: Nodes) -> None:
@@ -245,154 +253,3 @@ async def _keep_logs_short(log_file: Path, nodes: Nodes) -> None:
         shorten(log_file)
         nodes.shorten_logs()
         await SYSTEM_CLOCK.sleep(_SHORTEN_EVERY_S)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResidentStatus:
-    """Whether a resident runs here.
-
-    Attributes:
-        pid, address: Of the one that runs; None if none does.
-        is_ready: Whether it answers.
-        failure: What the last one ended with, if it failed.
-        log: Its log, if it ran in the background.
-    """
-
-    pid: int | None
-    address: str | None
-    is_ready: bool
-    failure: ShardhubError | None
-    log: Path
-
-    @property
-    def is_running(self) -> bool:
-        """Whether one runs."""
-        return self.pid is not None
-
-
-def resident_status(place: ClusterPlace) -> ResidentStatus:
-    """Look whether a resident runs on this machine."""
-    folder = place.folder
-    record = read_record(folder.record)
-    process = None if record is None else record.process
-    failure = None if record is None or record.failure is None else record.failure.as_error()
-    is_ready = record is not None and process is not None and record.state is NodeState.READY
-    return ResidentStatus(
-        pid=None if process is None else process.pid,
-        address=record.address if is_ready and record is not None else None,
-        is_ready=is_ready,
-        failure=failure if process is None else None,
-        log=folder.log,
-    )
-
-
-def ensure_running(settings: ResidentSettings, watcher: Watcher = SILENT) -> ResidentStatus:
-    """Start a resident in the background unless one runs; it ends with a reboot.
-
-    Raises:
-        ShardhubError: It ended at once, with this error.
-        NodeFailure: It does not get ready.
-    """
-    status = resident_status(settings.place)
-    if not status.is_running:
-        watcher.doing("starting the resident")
-        _start_detached(settings)
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        status = resident_status(settings.place)
-        if status.is_ready:
-            watcher.doing("")
-            return status
-        if status.failure is not None:
-            raise status.failure
-        time.sleep(_LOOK_S)
-    raise NodeFailure(
-        "The resident does not get ready.", why=f"It was started {_START_S:.0f} s ago.", hint=f"Read {status.log}."
-    )
-
-
-def _start_detached(settings: ResidentSettings) -> None:
-    folder = settings.place.folder
-    folder.record.unlink(missing_ok=True)
-    shorten(folder.log)
-    with folder.log.open("ab") as output:
-        start_outliving(resident_words(settings), output, _environment(settings.place))
-
-
-def _environment(place: ClusterPlace) -> dict[str, str]:
-    named = {"SHARDHUB_STATE": place.state, "SHARDHUB_TLS": place.tls}
-    return {**os.environ, **{name: str(path.absolute()) for name, path in named.items() if path is not None}}
-
-
-def resident_words(settings: ResidentSettings) -> list[str]:
-    """The command that runs a resident with these settings, without the program."""
-    return [
-        *("resident", "run"),
-        *option("port", settings.port),
-        *option("name", settings.name),
-        *option("host", settings.host),
-        *switch("insecure-lan", settings.insecure_lan),
-        *(word for seed in settings.seeds for word in option("seed", seed)),
-    ]
-
-
-def stop_resident(place: ClusterPlace, *, keep_nodes: bool = False) -> bool:
-    """End this machine's resident and its nodes, those too that an earlier one left; returns whether anything ran.
-
-    Args:
-        keep_nodes: Leave the nodes, which the next resident finds.
-
-    Raises:
-        NodeFailure: The resident does not end.
-    """
-    folder = place.folder
-    record = read_record(folder.record)
-    running = record is not None and record.process is not None
-    if record is not None and (process := record.process) is not None:
-        process.send_signal(signal.SIGTERM if keep_nodes else signal.SIGINT)
-        if not _ends(record, _STOP_S):
-            raise NodeFailure(
-                "The resident does not end.",
-                why=f"Process {record.pid} was asked to {_STOP_S:.0f} s ago.",
-                hint=f"End it: kill -9 {record.pid}",
-            )
-    return running if keep_nodes else _end_left_nodes(folder.nodes) or running
-
-
-def _end_left_nodes(folder: Path) -> bool:
-    """End nodes that run without a resident, after their sessions; returns whether there were any."""
-    records = [record for path in sorted(folder.glob("*.json")) if (record := read_record(path)) is not None]
-    left = [(record, process) for record in records if (process := record.process) is not None]
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for _, process in left:
-            with suppress(psutil.Error):
-                process.send_signal(number)
-        if all(_ends(record, _STOP_S) for record, _ in left):
-            break
-    return bool(left)
-
-
-def _ends(record: NodeRecord, seconds: float) -> bool:
-    """Wait for the end of a process; returns whether it came in time."""
-    until = time.monotonic() + seconds
-    while record.process is not None:
-        if time.monotonic() >= until:
-            return False
-        time.sleep(_LOOK_S)
-    return True
-
-
-def resident_log(place: ClusterPlace) -> str:
-    """The log of a resident that runs in the background.
-
-    Raises:
-        UsageError: None has run there.
-    """
-    path = place.folder.log
-    if not path.exists():
-        raise UsageError(
-            "No resident has run in the background on this machine.",
-            why=f"{path} does not exist.",
-            hint="Start one: shardhub resident start",
-        )
-    return path.read_text(encoding="utf-8", errors="replace")

@@ -22,7 +22,8 @@ from shardhub.resident.units import (
     systemd_installation,
 )
 from shardhub.usecases.cluster_place import ClusterPlace
-from shardhub.usecases.resident import ResidentSettings, resident_words, stop_resident
+from shardhub.usecases.resident import ResidentSettings
+from shardhub.usecases.resident_process import resident_words, stop_resident
 from shardhub.whole_files import write_whole
 
 # Variables that change what the resident and its nodes do, and that a service does not inherit. Tokens are left out:

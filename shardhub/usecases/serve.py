@@ -17,23 +17,22 @@ from shardhub.engine.metrics import StageMetrics
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import NodeFailure
 from shardhub.listening import is_loopback
+from shardhub.node.health import HealthPort
 from shardhub.node.lifecycle import NodeSettings, Stopping, check_host, run_node
 from shardhub.node.lobby import Lobby
 from shardhub.node.metrics import MetricsEndpoint, TrafficMetrics, check_metrics
 from shardhub.protocol import KvQuantization
 from shardhub.security.trust import Security
 from shardhub.setting_checks import check_settings
-from shardhub.shard import Shard, check_adjacent, inexact_of
+from shardhub.shard import Shard, inexact_of
 from shardhub.sizes import parse_size
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.addresses import networks
 from shardhub.usecases.awake import awake
 from shardhub.usecases.block import Block
-from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.neighbourhood import Neighbourhood, named_neighbours
-from shardhub.usecases.other_version import note_newer_version
-from shardhub.usecases.places import Places
+from shardhub.usecases.neighbourhood import Neighbourhood
+from shardhub.usecases.served_shards import fetch_shards
 from shardhub.usecases.sizes import check_sizes, parse_memory, served_context
 from shardhub.usecases.trust import node_trust
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -62,6 +61,7 @@ class ServeSettings:
         shutdown_timeout_s: How long a drain waits for sessions.
         metrics: Where to serve metrics for Prometheus: `[HOST:]PORT`.
         insecure_metrics: Serve them off loopback too.
+        health_port: Port of `host` at which supervisors ask, without TLS, whether the node is ready and alive.
         allow_sleep: Let a Mac on mains power sleep while the node runs.
         follow: Take newer revisions of what is served, each once the sessions of the old one have ended.
         follow_interval_s: How often the Hub is asked for one, about.
@@ -88,6 +88,7 @@ class ServeSettings:
     shutdown_timeout_s: float = 30.0
     metrics: str | None = None
     insecure_metrics: bool = False
+    health_port: int | None = None
     allow_sleep: bool = False
     follow: bool = False
     follow_interval_s: float = 300.0
@@ -101,6 +102,7 @@ class ServeSettings:
         check_settings(
             self,
             port=(0, MAX_PORT),
+            health_port=(0, MAX_PORT),
             max_sessions=(1, None),
             shutdown_timeout_s=(0, None),
             follow_interval_s=(0.1, None),
@@ -132,6 +134,7 @@ class NodeFacts:
         tls_name: Name in its certificate; None without TLS.
         boot_id: Distinguishes it from an earlier node at the same address.
         metrics: Where metrics are served for Prometheus.
+        health: Where supervisors ask whether it is ready.
         inexact: What is inexact about its numbers, if anything.
         shares: Whether it hands weight files of its cache to other nodes.
     """
@@ -149,6 +152,7 @@ class NodeFacts:
     tls_name: str | None
     boot_id: str
     metrics: str | None
+    health: str | None
     inexact: str | None
     shares: bool
 
@@ -252,6 +256,11 @@ class Serving(Block[Node]):
             endpoint.registry.register(TrafficMetrics(exchange.traffic))
         kv = settings.kv
         self._loop = loop = stack.enter_context(LoopThread())
+        health = None
+        if settings.health_port is not None:
+            health = HealthPort(settings.host, settings.health_port)
+            loop.wait(health.open())
+            stack.callback(lambda: loop.wait(health.close()))
         peers = networks(settings.peers)
         lobby = Lobby(
             NodeSettings(
@@ -263,30 +272,21 @@ class Serving(Block[Node]):
                 shutdown_timeout_s=settings.shutdown_timeout_s,
                 peers=peers,
                 sharing=exchange.sharing(is_shared=settings.share, bytes_per_s=parse_size(settings.share_rate)),
+                report=health.report if health else lambda is_ready: None,
             )
         )
         stack.callback(lambda: loop.wait(lobby.close()))
         self.security = Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan)
-        asked = exchange.ask(
-            named_neighbours(settings.neighbours, watcher, own=Address(settings.host, settings.port)),
+        shards = fetch_shards(
+            self._named,
+            settings,
+            exchange=exchange,
+            own=Address(settings.host, settings.port),
             loop=loop,
             security=self.security,
-            allowed=peers,
-            announce=lambda: loop.wait(lobby.open()) if settings.share else 0,
+            announce=lambda: loop.wait(lobby.open()),
+            watcher=watcher,
         )
-        with asked as neighbours:
-            places = Places(
-                settings.cache_dir,
-                settings.cache_limit,
-                watcher=watcher,
-                neighbours=neighbours,
-                traffic=exchange.traffic,
-            )
-            shards = check_adjacent(
-                choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
-            )
-        if not settings.follow:
-            note_newer_version(self._named, shards, places, watcher)
         context = served_context(shards[0].config, settings.context)
         if text := warning(shards[0].config, context.positions):
             watcher.note(f"warning: {text}")
@@ -313,6 +313,7 @@ class Serving(Block[Node]):
                     tls_name=trust.identity.peer.name if trust else None,
                     boot_id=engine.boot_id.hex(),
                     metrics=str(endpoint.address) if endpoint else None,
+                    health=str(Address(settings.host, health.port)) if health else None,
                     inexact=inexact_of(shards),
                     shares=settings.share,
                 )

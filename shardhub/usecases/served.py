@@ -10,8 +10,9 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError, UsageError
 from shardhub.resident.deployments import HANDED_ON
 from shardhub.security.trust import Security
-from shardhub.usecases.cluster import Cluster, ClusterSettings, ServedPipeline, open_cluster, pipelines_of
+from shardhub.usecases.cluster import Cluster, ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
+from shardhub.usecases.cluster_view import ServedPipeline, pipelines_of
 from shardhub.usecases.deployed import check_up, progress_of, raise_failure
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -52,15 +53,9 @@ def choose_served(
         with open_cluster(ClusterSettings(place=place)) as cluster:
             pipelines = cluster.pipelines()
     except NodeUnreachable as error:
-        raise UsageError(
-            "No pipeline was given.",
-            why=f"{error.what} So it is not known what is up in a cluster.",
-            hint=f"Give one folder or repo, such as: {example}. Or bring one up: shardhub up MODEL",
-        ) from error
-    deployment = choose_pipeline(pipelines, name).deployment
-    if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
-        return ChosenPipeline(name=deployment.name, pipeline=str(place.folder.manifest_folder(deployment.pipeline_id)))
-    return ChosenPipeline(name=deployment.name, pipeline=str(deployment.place))
+        raise none_given(error, example) from error
+    served = choose_pipeline(pipelines, name)
+    return ChosenPipeline(name=served.name, pipeline=place_of(served, place))
 
 
 def choose_pipeline(pipelines: Sequence[ServedPipeline], name: str | None) -> ServedPipeline:
@@ -79,6 +74,31 @@ def choose_pipeline(pipelines: Sequence[ServedPipeline], name: str | None) -> Se
     raise UsageError(
         "Several pipelines are up.", why=f"They are {names}.", hint=f"Name one: --model {pipelines[0].name}"
     )
+
+
+def none_given(error: NodeUnreachable, example: str) -> UsageError:
+    """The error of a command to which no pipeline was given, where no resident says what is up.
+
+    Args:
+        example: The command with a pipeline.
+    """
+    return UsageError(
+        "No pipeline was given.",
+        why=f"{error.what} So it is not known what is up in a cluster.",
+        hint=f"Give one folder or repo, such as: {example}. Or bring one up: shardhub up MODEL",
+    )
+
+
+def place_of(served: ServedPipeline, place: ClusterPlace) -> str:
+    """The folder or Hub id of a pipeline that is up.
+
+    Args:
+        place: The folders of this machine's state and certificates.
+    """
+    deployment = served.deployment
+    if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
+        return str(place.folder.manifest_folder(deployment.pipeline_id))
+    return str(deployment.place)
 
 
 class ServedNodes:

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from shardhub.naming import CONFIG_FILE
 from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
-from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
+from shardhub.usecases.addresses import has_changing, node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.neighbourhood import asked_neighbours
 from shardhub.usecases.other_version import explain_other_version
@@ -39,6 +40,7 @@ class HeadSettings:
         pipeline: Its folder or Hub id.
         nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them, or
             else this machine's cluster if the pipeline is up there.
+        mixed_nodes: Whether `nodes` are those of several pipelines; nodes of the others are then left out.
         allow_local: Whether a stage that no node serves may run in this process.
         context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
         memory: Memory budget for stages of this process, such as `12GB`; None derives it from the machine.
@@ -54,6 +56,7 @@ class HeadSettings:
 
     pipeline: str | Path
     nodes: tuple[str, ...] | str = ()
+    mixed_nodes: bool = False
     allow_local: bool = True
     context: int | None = None
     memory: str | None = None
@@ -79,13 +82,21 @@ class HeadSettings:
 class Starting:
     """A head that can be started, again if its nodes are not ready yet; fetches a pipeline that is a repo.
 
+    Args:
+        settings: The pipeline, and where it runs.
+        watcher: Notified of the current activity, and of nodes that come and go.
+        named: Returns the addresses of nodes that are named now, in place of those of the settings.
+
     Attributes:
         pipeline: The pipeline to run.
     """
 
-    def __init__(self, settings: HeadSettings, watcher: Watcher = SILENT) -> None:
+    def __init__(
+        self, settings: HeadSettings, watcher: Watcher = SILENT, *, named: Callable[[], Sequence[str]] | None = None
+    ) -> None:
         self._settings = settings
         self._watcher = watcher
+        self._named = named
         self._budget_bytes = parse_memory(settings.memory)
         self._places = Places(settings.cache_dir, watcher=watcher)
         self._security = head_security(
@@ -115,7 +126,7 @@ class Starting:
     @property
     def _names_nodes(self) -> bool:
         file = nodes_file(self._settings.nodes, self.pipeline)
-        return file is not None or bool(node_addresses(self._settings.nodes, self.pipeline))
+        return self._named is not None or file is not None or bool(node_addresses(self._settings.nodes, self.pipeline))
 
     async def start(self) -> Head:
         """Connect to the nodes that are named now; those written to nodes.toml later join the chain.
@@ -125,11 +136,14 @@ class Starting:
         """
         settings, pipeline, watcher = self._settings, self.pipeline, self._watcher
         served = self._served
-        file = None if served is not None else nodes_file(settings.nodes, pipeline)
+        is_named = served is not None or self._named is not None
+        file = None if is_named else nodes_file(settings.nodes, pipeline)
         if served is not None:
             addresses = list(await asyncio.to_thread(served.wait, watcher))
+        elif self._named is not None:
+            addresses = list(self._named())
         else:
-            addresses = node_addresses(settings.nodes, pipeline)
+            addresses = await asyncio.to_thread(node_addresses, settings.nodes, pipeline)  # names may be resolved
         self._lacking = []
         try:
             head = await Head.start(
@@ -137,6 +151,7 @@ class Starting:
                 addresses,
                 context=self._context.positions,
                 may_be_less=self._context.may_be_less,
+                mixed=settings.mixed_nodes,
                 budget_bytes=self._budget_bytes,
                 allow_local=settings.allow_local,
                 find=self._find,
@@ -163,8 +178,12 @@ class Starting:
         head.introduce_nodes()
         if served is not None:
             await head.follow(served.addresses)
+        elif self._named is not None:
+            await head.follow(self._named)
         elif file is not None:
             await head.follow(lambda: read_nodes_file(file))
+        elif has_changing(settings.nodes):
+            await head.follow(lambda: node_addresses(settings.nodes, pipeline))
         elif head.absent:
             await head.follow(lambda: addresses)
         warn_inexact(head.inexact, watcher)

@@ -16,8 +16,9 @@ from shardhub.resident.order import HandedDocument
 from shardhub.resident.reading import ReadReport
 from shardhub.setting_checks import check_settings
 from shardhub.sizes import size_text
-from shardhub.usecases.cluster import Cluster, ClusterMachine, ServedPipeline, pipelines_of
+from shardhub.usecases.cluster import Cluster
 from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
+from shardhub.usecases.cluster_view import ClusterMachine, ServedPipeline, pipelines_of
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.deployed import MachineProgress, check_up, progress_of, raise_failure
 from shardhub.usecases.placeable import open_placeable

@@ -66,3 +66,35 @@ class Silent:
 
 
 SILENT: Watcher = Silent()
+
+_WARNING = "warning: "
+
+
+class About:
+    """Passes reports on to a watcher, each line with the name of what it is about.
+
+    Args:
+        watcher: Receives the reports.
+        name: What they are about.
+    """
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self._watcher = watcher
+        self._name = name
+
+    def note(self, text: str) -> None:
+        """Show a line of text; a warning goes on beginning with `warning:`."""
+        is_warning = text.startswith(_WARNING)
+        self._watcher.note(f"{_WARNING if is_warning else ''}{self._name}: {text.removeprefix(_WARNING)}")
+
+    def doing(self, activity: str) -> None:
+        """Show the current activity."""
+        self._watcher.doing(activity)
+
+    def progress(self, state: Progress) -> None:
+        """Show progress."""
+        self._watcher.progress(state)
+
+    def ask(self, question: str) -> bool | None:
+        """Ask a question about it."""
+        return self._watcher.ask(f"{self._name}: {question}")

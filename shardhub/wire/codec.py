@@ -44,6 +44,7 @@ _HOPS = {HopKind.DIAL: pb.NextHop.DIAL, HopKind.OPENER: pb.NextHop.OPENER, HopKi
 _HOPS_BACK = {value: key for key, value in _HOPS.items()}
 _LANES = {Lane.PREFILL: pb.Hello.PREFILL, Lane.DECODE: pb.Hello.DECODE}
 _LANES_BACK = {value: key for key, value in _LANES.items()}
+_DTYPES = frozenset(pb.DType.values()) - {pb.DTYPE_UNSPECIFIED}
 
 
 def step_message(step: Step, *, now: float) -> pb.LinkMessage:
@@ -392,7 +393,7 @@ def _time_values(times: Iterable[pb.StageTime]) -> tuple[StageTime, ...]:
 
 
 def _tensor_value(tensor: pb.Tensor) -> RawTensor:
-    if tensor.dtype not in pb.DType.values() or tensor.dtype == pb.DTYPE_UNSPECIFIED:
+    if tensor.dtype not in _DTYPES:
         raise WireError(f"The crossing {tensor.name[:64]!r} has the unknown dtype {tensor.dtype}.")
     if len(tensor.shape) > MAX_DIMS:
         raise WireError(

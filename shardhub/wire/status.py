@@ -7,16 +7,12 @@ from typing import Any
 
 import grpc
 
+from shardhub.dialling import unreachable_hint
 from shardhub.errors import ChainError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, by_name, outcome
 
 # Trailing metadata with an error's class and texts: ASCII, below the 8 KiB that gRPC passes on.
 ERROR_KEY = "shardhub-error"
 _MAX_TEXT = 1000
-# Hint for an address where nothing answers.
-NO_NODE_HINT = (
-    "Check the address, and that `shardhub serve` runs there. Without `host` it listens on 127.0.0.1, which only its "
-    "own machine can reach."
-)
 # gRPC core's texts about connections, the most specific first. Source: grpc 1.85, as seen in faults.
 _NETWORK_WORDS = (
     ("connection refused", "the connection was refused"),
@@ -40,6 +36,7 @@ _NETWORK_WORDS = (
     ("cancelling all calls", "it shut down"),
     ("goaway", "it is shutting down"),
 )
+_ORDERLY = ("cancelling all calls", "goaway")
 
 
 def to_status(error: ShardhubError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
@@ -71,7 +68,7 @@ def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
         return NodeUnreachable(
             f"No node answers at {peer}.",
             why=f"Tried to {doing}: {network_words(details)}.",
-            hint=NO_NODE_HINT,
+            hint=unreachable_hint(details),
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return StepTimeout(
@@ -93,6 +90,11 @@ def network_words(details: str | None) -> str:
     text = details or ""
     lower = text.lower()
     return next((words for phrase, words in _NETWORK_WORDS if phrase in lower), text or "no details are known")
+
+
+def is_orderly(details: str | None) -> bool:
+    """Whether the other side ended a connection because it was asked to end, by gRPC's text about it."""
+    return any(phrase in (details or "").lower() for phrase in _ORDERLY)
 
 
 def _trailing(error: grpc.RpcError) -> list[tuple[str, str]]:

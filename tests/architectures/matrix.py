@@ -29,6 +29,7 @@ from shardhub.model.proof import StageCut, prove_chain, trace_chain, trace_whole
 from shardhub.model.reach import describe, find_needs, stage_cut, stage_tensors
 from shardhub.model.stage import Stage, StageCache, cache_arrays
 from shardhub.tensors import RawTensor
+from tests import known
 from tests.architectures.standins import standing_in
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("configs.json").read_text())
@@ -90,9 +91,9 @@ _known_chunks: dict[str, tuple[int, ...]] = {}
 
 
 def _chunks(config: str, blueprint: Blueprint) -> tuple[int, ...]:
-    """The chunks that reach every branch of a configuration's model, computed once."""
+    """The chunks that reach every branch of a configuration's model, computed once in a run of the tests."""
     if config not in _known_chunks:
-        _known_chunks[config] = find_chunks(blueprint).chunks
+        _known_chunks[config] = known.shared(f"chunks {config}", lambda: find_chunks(blueprint).chunks)
     return _known_chunks[config]
 
 

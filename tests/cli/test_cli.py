@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from shardhub.cli.app import app
 from shardhub.usecases.sizes import DEFAULT_CONTEXT
-from tests import cut, nodes, tiny
+from tests import cut, forks, nodes, tiny
 from tests.waiting import wait_until
 
 
@@ -190,8 +190,8 @@ def test_chat_keeps_the_conversation_on_the_nodes(pipeline, served) -> None:
 def test_interrupt_stops_the_answer_and_not_the_chat(endless) -> None:
     """After Ctrl-C during an answer the chat takes another question."""
     pipeline, served = endless
-    command = [sys.executable, "-m", "shardhub", "chat", str(pipeline.folder), *node_options(served)]
-    process = subprocess.Popen(
+    command = ["chat", str(pipeline.folder), *node_options(served)]
+    process = forks.popen(
         [*command, "--max-tokens", "100000", "--temp", "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -227,8 +227,8 @@ def test_interrupt_stops_the_answer_and_not_the_chat(endless) -> None:
 def test_interrupted_generate_frees_the_nodes(endless) -> None:
     """Ctrl-C ends generate with 130, and no session stays on the nodes."""
     pipeline, served = endless
-    command = [sys.executable, "-m", "shardhub", "generate", str(pipeline.folder), *node_options(served)]
-    process = subprocess.Popen(
+    command = ["generate", str(pipeline.folder), *node_options(served)]
+    process = forks.popen(
         [*command, "--prompt", "hello", "--max-tokens", "100000", "--temp", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from shardhub.cli.app import app
 from shardhub.localhub.server import RunningHub
-from shardhub.usecases.doctor import Check, check_disk, check_port, report_text, token_check
+from shardhub.usecases.doctor import Check, check_disk, check_memory, check_port, report_text, token_check
 from tests.hub.pushing import Wire, pushing_hub
 
 
@@ -113,6 +113,18 @@ def test_token_is_told_by_its_scope(status: int, answer: dict, source: str, stat
     check = token_check(status, answer, source)
     assert check.state == state
     assert text in check.finding
+
+
+def test_memory_of_a_mac_is_what_metal_recommends() -> None:
+    """The finding names the working set, the installed memory and what is free; little free memory is a warning."""
+    small = check_memory(5_726_623_061, 8 << 30, 2_100_000_000, "", is_metal=True)
+    assert small.state == "warn"
+    assert small.finding == "5.73 GB for a node, as Metal recommends, of 8.59 GB installed; 2.10 GB free now"
+    large = check_memory(384 << 30, 512 << 30, 400 << 30, "", is_metal=True)
+    assert large.state == "ok"
+    linux = check_memory(24 << 30, 32 << 30, 20 << 30, "its control group is limited to 32.00 GB", is_metal=False)
+    assert linux.finding.endswith("free now; its control group is limited to 32.00 GB")
+    assert "Metal" not in linux.finding
 
 
 def test_port_in_use_is_a_warning() -> None:

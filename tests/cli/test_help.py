@@ -56,7 +56,7 @@ def test_no_line_is_cut_off(arguments: tuple[str, ...]) -> None:
     """No description is shortened with dots: it takes as many lines as it needs."""
     described = help_of(*arguments).partition("\n\n")[2]  # what stands before it is the usage
     dots = re.findall(r"\S*\.\.\.", described)
-    assert set(dots) <= {"1,2,4,...", "N,N,...", "L,L,...", "SHARD...", "REPO...", "WORD..."}
+    assert set(dots) <= {"1,2,4,...", "N,N,...", "L,L,...", "SHARD...", "PIPELINE...", "REPO...", "WORD..."}
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)

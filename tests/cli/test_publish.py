@@ -102,9 +102,9 @@ def test_unknown_licence_is_not_published_unasked(command, api: HfApi, model: Pa
     assert "does not state a licence" in refused.stderr
     assert "--private" in refused.stderr
     assert not api.repo_exists("ann/bare-shard-0")
-    private = command("split-and-push", bare, "--stages", "2", "--private")
+    private = command("split-and-push", bare, "--stages", "2", "--private", "--no-parity")
     assert private.exit_code == 0, private.stderr
-    meant = command("split-and-push", bare, "--stages", "2", "--name", "meant", "--yes")
+    meant = command("split-and-push", bare, "--stages", "2", "--name", "meant", "--yes", "--no-parity")
     assert meant.exit_code == 0, meant.stderr
     assert not api.model_info("ann/meant-pipeline").private
 
@@ -119,7 +119,7 @@ def test_gated_source_is_not_published_unasked(command, api: HfApi, model: Path)
     assert "gated" in refused.stderr
     referring = command("split-and-push", "ann/gated", "--stages", "2", "--by-reference", "--dry-run")
     assert "warning: ann/gated is gated: whoever serves a stage needs a token that can read it" in referring.stderr
-    meant = command("split-and-push", "ann/gated", "--stages", "2", "--yes", "--json")
+    meant = command("split-and-push", "ann/gated", "--stages", "2", "--yes", "--no-parity", "--json")
     assert meant.exit_code == 0, meant.stderr
     assert api.model_info("ann/gated-pipeline").gated == "manual"
     info = api.model_info("ann/gated-pipeline")

@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from shardhub.cli.flags import Output
 from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
-from tests import cut, nodes
+from tests import cut, forks, nodes
 
 NUM_TOKENS = 6
 QUICK = ("--interval", "0.1")
@@ -125,7 +124,7 @@ def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
     error = NodeLoading(f"{address}: The node is still loading its stage.", hint="Try again in a moment.")
     chain = chain_status(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
     lines = text(chain).splitlines()
-    assert lines[1].split() == ["?", "?", address, "loading"]
+    assert lines[4].split() == ["?", "?", address, "loading"]
     assert "Try: Wait until 10.0.0.1:50051 has loaded its stage." in lines
     assert str(error) in lines
     assert [node["state"] for node in record(chain, pipeline)["nodes"]] == ["loading"]
@@ -141,6 +140,8 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert f"{served[0].address} ready" in result.stdout
     assert f"?      {gone}" in result.stdout
     assert "unreachable" in result.stdout
+    rows = [line.split()[0] for line in result.stdout.splitlines()[1:5]]
+    assert rows == ["0", "1", "2", "?"]
     assert "No node serves stages 1 (layers 2 to 3), 2 (layers 4 to 5)" in result.stdout
     assert "shardhub serve" in result.stdout
     code, report = shown(pipeline, [gone, served[0].address])
@@ -149,6 +150,14 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert [node["state"] for node in report["nodes"]] == ["ready", "unreachable"]
     assert report["nodes"][1]["error"]["error"] == "NodeUnreachable"
     assert report["problem"]["exit_code"] == 5
+
+
+def test_status_lists_a_missing_stage_in_its_place(pipeline, served) -> None:
+    """Stages are listed in order whether they are served or not: a gap is seen where it is."""
+    named = [part for node in served[1:] for part in ("--node", node.address)]
+    result = nodes.shardhub("status", pipeline.folder, *named, *QUICK)
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:3]] == ["0", "1-2"]
+    assert "no node serves it" in result.stdout.splitlines()[1]
 
 
 def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
@@ -173,9 +182,9 @@ def test_status_on_a_terminal_goes_on_until_it_is_stopped(pipeline, served, tabl
     """The table is redrawn until Ctrl-C, which ends the command with exit code 0, also during the first drawing."""
     ours, theirs = pty.openpty()
     named = [part for node in served for part in ("--node", node.address)]
-    command = [sys.executable, "-m", "shardhub", "status", str(pipeline.folder), *named, *QUICK]
+    command = ["status", str(pipeline.folder), *named, *QUICK]
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
-    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env)
+    process = forks.popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env)
     os.close(theirs)
     try:
         shown = b""

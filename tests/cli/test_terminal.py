@@ -19,3 +19,16 @@ def test_a_pipe_gets_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().err.splitlines()
     shares = [line.removeprefix("reading: ").removesuffix(" of 1.00 GB") for line in lines]
     assert shares == [f"{share}%" for share in range(10, 101, 10)] * 2
+
+
+def test_a_pipe_gets_a_line_for_each_activity(capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures that change are left out, as they would stand there unchanged; addresses are written whole."""
+    terminal = Terminal()
+    for seconds in range(3):
+        terminal.doing(f"waiting for 10.0.0.1:50051 and 10.0.0.2:50051 to load: {seconds} s")
+    terminal.doing("waiting for 10.0.0.2:50051 to load: 3 s")
+    terminal.doing("")
+    assert capsys.readouterr().err.splitlines() == [
+        "waiting for 10.0.0.1:50051 and 10.0.0.2:50051 to load",
+        "waiting for 10.0.0.2:50051 to load",
+    ]

@@ -34,9 +34,14 @@ class Served:
     addresses: list[str]
 
 
-def save_model(folder: Path) -> Path:
-    """A tiny model's folder with a tokenizer, whose end token is never drawn by chance."""
-    cut.tiny_model(folder, "llama")
+def save_model(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny model's folder with a tokenizer, whose end token is never drawn by chance.
+
+    Args:
+        seed: Of the weights.
+    """
+    config = tiny.config("llama")
+    tiny.save(tiny.build(config, seed=seed), config, folder)
     tiny.save_tokenizer(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = TEMPLATE

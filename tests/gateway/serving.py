@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests import nodes
@@ -11,7 +12,7 @@ class GatewayProcess(nodes.Announced):
     """A `shardhub gateway` process that is ready.
 
     Args:
-        pipeline: Its folder.
+        pipeline: Its folder, or those of several.
         addresses: Of nodes.
         options: More options.
         num_files: How many it may open, if not as many as this process.
@@ -19,14 +20,15 @@ class GatewayProcess(nodes.Announced):
 
     def __init__(
         self,
-        pipeline: Path,
+        pipeline: Path | Sequence[Path],
         addresses: list[str],
         options: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         num_files: int | None = None,
     ) -> None:
         named = [part for address in addresses for part in ("--node", address)]
-        super().__init__("gateway", pipeline, *named, *options, env=env, num_files=num_files)
+        folders = [pipeline] if isinstance(pipeline, Path) else pipeline
+        super().__init__("gateway", *folders, *named, *options, env=env, num_files=num_files)
         self.wait_ready()
 
     @property

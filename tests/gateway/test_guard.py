@@ -14,6 +14,7 @@ from shardhub.gateway.settings import GatewaySettings
 from tests.gateway.serving import GatewayProcess
 
 PAGE = "https://page.example"
+PROBES = [("get", "/health/live"), ("get", "/health/ready")]
 # Connections are not kept, because gateways come and go.
 WEB = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -73,14 +74,28 @@ def routes(guarded, key):
     ],
 )
 def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
-    """No route answers without a key, whether the OpenAPI file has it or not."""
+    """No route answers without a key, whether the OpenAPI file has it or not; probes get the bare status."""
     with httpx.Client(base_url=guarded.url, timeout=60) as client:
         for method, path in routes(guarded, keys[0]):
+            if (method, path) in PROBES and not headers:
+                continue
             answer = client.request(method, path.replace("{name}", "tiny"), headers=headers)
             assert answer.status_code == 401, (method, path)
             error = answer.json()["error"]
             assert "API key" in error if path.startswith("/api/") else error["code"] == "invalid_api_key"
             assert "WWW-Authenticate" in answer.headers
+
+
+def test_probes_without_a_key_get_the_status_only(guarded, keys) -> None:
+    """Supervisors probe without a key: they learn whether requests are answered, and no name of a model or node."""
+    for _, path in PROBES:
+        answer = WEB.get(f"{guarded.url}{path}")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert (
+        WEB.get(f"{guarded.url}/health/ready", headers={"Authorization": f"Bearer {keys[0]}"}).json()["model"] == "tiny"
+    )
+    assert WEB.get(f"{guarded.url}/health/ready", headers={"Host": "evil.example"}).status_code == 403
+    assert WEB.head(f"{guarded.url}/health/ready").status_code == 401
 
 
 def test_each_key_opens(guarded, keys) -> None:

@@ -8,6 +8,7 @@ import socket
 import httpx
 
 from shardhub.errors import RouteError
+from shardhub.gateway.served_models import reason_of
 from shardhub.gateway.waiting import Waiting
 
 
@@ -21,7 +22,7 @@ def test_reason_is_told_until_the_chain_is_whole() -> None:
             await waiting.start(listener)
             async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
                 assert (await client.get("/health/live")).status_code == 200
-                waiting.wait_for(RouteError("Nobody serves stage 1.", why="It is gone."))
+                waiting.wait_for(reason_of(RouteError("Nobody serves stage 1.", why="It is gone.")))
                 for path in ("/v1/models", "/health/ready", "/"):
                     answer = await client.get(path)
                     assert answer.status_code == 503

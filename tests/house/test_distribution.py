@@ -50,7 +50,7 @@ def test_sdist_can_be_tested(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
-    for folder in ("shardhub", "tests", *RESOURCES):
+    for folder in ("shardhub", "tests", "deploy", *RESOURCES):
         assert files(folder) <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
 

@@ -18,6 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswit
 # The layer of each module and subpackage directly under shardhub/.
 LAYERS = {
     "clock": 0,
+    "dialling": 0,
     "errors": 0,
     "locks": 0,
     "memory_limits": 0,
@@ -47,6 +48,7 @@ LAYERS = {
     "blas": 2,
     "checkpoint": 2,
     "connections": 2,
+    "discovery": 2,
     "kernel_folder": 2,
     "listening": 2,
     "parity": 2,

@@ -18,6 +18,7 @@ from shardhub.hub.fetch import Fetcher
 from shardhub.hub.ranges import Patience
 from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.shard import Pipeline
+from shardhub.usecases.loop import LoopThread
 from tests import cut
 from tests.hub import faulty
 from tests.hub.published import Published, publish
@@ -141,3 +142,10 @@ def fetcher(reader: HfApi, tmp_path: Path, patience: Patience) -> Iterator[Fetch
     cache = Cache(tmp_path / "cache")
     yield Fetcher(lambda: reader, cache, patience=patience)
     cache.release()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[LoopThread]:
+    """The loop in which machines of a test answer each other."""
+    with LoopThread() as running:
+        yield running

@@ -63,13 +63,6 @@ WEIGHTS = ".safetensors"
 
 
 @pytest.fixture(scope="module")
-def loop() -> Iterator[LoopThread]:
-    """The loop in which neighbours answer, and in which they are asked."""
-    with LoopThread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def wide(shared_hub, tmp_path_factory) -> Published:
     """A model whose layers take several chunks each, cut in two and published."""
     folder = tmp_path_factory.mktemp("wide")

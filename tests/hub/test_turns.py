@@ -39,13 +39,6 @@ pytestmark = OVER_LFS
 WEIGHTS = ".safetensors"
 
 
-@pytest.fixture(scope="module")
-def loop() -> Iterator[LoopThread]:
-    """The loop of all machines."""
-    with LoopThread() as running:
-        yield running
-
-
 @pytest.fixture
 def shard(published: Published) -> Reference:
     """What is fetched."""

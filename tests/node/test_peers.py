@@ -144,3 +144,27 @@ def test_who_answers_at_an_address_is_asked_by_probe(folder) -> None:
         asyncio.run(run())
     finally:
         nodes.stop_all([node])
+
+
+@pytest.mark.parametrize(("end", "num_warnings"), [("stop", 0), ("kill", 1)])
+def test_broken_links_warn_once_and_only_of_a_fault(folder, caplog, end, num_warnings) -> None:
+    """A node that shuts down is no fault; one that is lost is reported once, however many links led to it."""
+    (node,) = nodes.start((folder,))
+
+    async def run():
+        sender = Sender()
+        await sender.peers.check(node.address)
+        sessions = [await sender.send(node.address, lane) for lane in Lane]
+        await asyncio.to_thread(getattr(node, end))
+        for session in sessions:
+            await sender.is_told(session)
+        await sender.peers.close()
+
+    caplog.set_level("INFO", "shardhub")
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all([node])
+    broken = [record for record in caplog.records if "broke" in record.message]
+    assert len(broken) == 1
+    assert sum(record.levelname == "WARNING" for record in broken) == num_warnings

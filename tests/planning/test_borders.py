@@ -84,7 +84,7 @@ def test_machines_avoid_growing_cuts() -> None:
     large = [parse_machine("a=12GB"), parse_machine("b=12GB")]
     plan = cut_for_machines(uniform(8), large, context=1, borders=around)
     assert plan.cuts == (2,)
-    small = [parse_machine("a=6GB"), parse_machine("b=6GB")]
+    small = [parse_machine("a=7GB"), parse_machine("b=7GB")]
     plan = cut_for_machines(uniform(8), small, context=1, borders=around)
     assert plan.cuts == (4,)
     assert any("Stages for these machines are possible only" in note for note in plan.notes)

@@ -164,11 +164,11 @@ def test_does_not_fit_names_what_is_missing() -> None:
     with pytest.raises(DoesNotFit) as caught:
         cut_for_machines(costs, [parse_machine("mini=8GB")], context=100_000)
     text = str(caught.value)
-    # 10 GB of weights, 1 GB of KV, 8 * 0.75 * 0.9 = 5.4 GB of room.
+    # 10 GB of weights, 1 GB of KV, 8 * 2/3 * 0.9 = 4.8 GB of room.
     assert "10.00 GB of weights" in text
     assert "1.00 GB of KV" in text
-    assert "mini 5.40 GB of 8.00 GB" in text
-    assert "5.60 GB more is needed" in text
+    assert "mini 4.80 GB of 8.00 GB" in text
+    assert "6.20 GB more is needed" in text
 
 
 def test_context_counts_against_the_budget() -> None:
@@ -358,7 +358,7 @@ def test_table_is_aligned_and_plain() -> None:
     """The table is ASCII, every line as wide as its columns, figures right."""
     plan = cut_for_machines(
         _uniform(12, GB, embedding_bytes=GB, head_bytes=2 * GB),
-        [parse_machine("a=16GB"), parse_machine("studio=8GB")],
+        [parse_machine("a=18GB"), parse_machine("studio=9GB")],
         context=10,
     )
     lines = format_table(plan_table(plan, _uniform(12, GB, embedding_bytes=GB, head_bytes=2 * GB), 10)).splitlines()

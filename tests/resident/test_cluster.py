@@ -7,7 +7,7 @@ from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.machine import KnownMachine, MachineFacts, MachineState, NodeReport
 from shardhub.resident.nodes import Phase
 from shardhub.resident.records import Failure
-from shardhub.usecases.cluster import ClusterMachine, pipelines_of
+from shardhub.usecases.cluster_view import ClusterMachine, pipelines_of
 
 ID = "a" * 64
 

@@ -208,3 +208,38 @@ def test_a_damaged_file_leaves_the_others(tmp_path):
     folder.keep(order("box", name="other"))
     (tmp_path / "deployments" / "other.json").write_bytes(b'{"kind"')
     assert folder.deployments().orders() == {"pipe": (1, "box")}
+
+
+@in_loop
+async def test_machines_that_left_are_forgotten_for_good(tmp_path):
+    """All forget a machine that a member says has left, whatever it still says itself, and after a restart too."""
+    network = Network()
+    box, mini, studio = (Machine(network, tmp_path, name) for name in ("box", "mini", "studio"))
+    async with running(box, mini, studio, seeds=("box:50047",)):
+        await until(holds(lambda: all(len(machine.reached) == 2 for machine in (box, mini, studio))))
+        box.resident.part(["mini"])
+        await until(holds(lambda: box.reached == {"studio"} and studio.reached == {"box"}))
+        said = mini.resident.introduction()
+        box.resident.introduce(said)
+        assert [member.name for member in box.resident.state.members] == ["studio"]
+        await box.stop()
+        box.start("mini:50047")
+        await until(holds(lambda: box.reached == {"studio"}))
+        assert [member.name for member in box.resident.state.members] == ["studio"]
+
+
+@in_loop
+async def test_a_machine_that_gives_no_orders_speaks_for_itself_only(tmp_path):
+    """It can say that it has left, and not that others have."""
+    network = Network()
+    box, mini, guest = (
+        Machine(network, tmp_path, name, role=role)
+        for name, role in (("box", "member"), ("mini", "member"), ("guest", "node"))
+    )
+    async with running(box, mini, guest, seeds=("box:50047",)):
+        await until(holds(lambda: all(len(machine.reached) == 2 for machine in (box, mini, guest))))
+        said = guest.resident.introduction()
+        box.resident.introduce(said.model_copy(update={"left": ("mini",)}))
+        assert box.reached == {"guest", "mini"}
+        box.resident.introduce(said.model_copy(update={"left": ("guest", "mini")}))
+        await until(holds(lambda: box.reached == {"mini"} and mini.reached == {"box"}))

@@ -34,7 +34,7 @@ from shardhub.security.trust import Security, Trust
 from shardhub.usecases.cluster import ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace
 from shardhub.usecases.gauge import MEASURED_FILE
-from shardhub.usecases.resident import resident_status, stop_resident
+from shardhub.usecases.resident_process import resident_status, stop_resident
 from tests import cut, nodes
 from tests.residents import MEASURED, ResidentProcess, deployed, end_all, member, reached
 from tests.security.cluster import NOW, Cluster

@@ -22,6 +22,7 @@ from shardhub.security.certificates import (
     peer_of,
     requested_key,
 )
+from shardhub.security.files import exposes
 from shardhub.security.identity import identity_file, load_identity
 from shardhub.security.revocations import read_revocations
 from shardhub.security.trust import Trust
@@ -86,6 +87,24 @@ def test_a_key_that_is_open_to_others_is_refused(cluster, mode):
     (cluster.authority.folder / KEY_FILE).chmod(mode)
     with pytest.raises(IdentityError, match="other users can read it"):
         Authority.open(cluster.authority.folder)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "user", "is_exposed"),
+    [
+        (0o600, 1000, 1000, False),
+        (0o640, 1000, 1000, True),
+        (0o440, 0, 10001, False),  # a Secret of Kubernetes, mounted for a pod's group
+        (0o640, 0, 10001, False),
+        (0o660, 0, 10001, True),
+        (0o444, 0, 10001, True),
+        (0o640, 0, 0, True),
+        (0o440, 1000, 10001, True),
+    ],
+)
+def test_a_group_may_read_only_what_root_gave_it(mode, owner, user, is_exposed):
+    """A key that root lets a group read is accepted by another user's process; nothing else beyond the owner is."""
+    assert exposes(mode, owner=owner, user=user) == is_exposed
 
 
 def test_an_expired_certificate_is_not_used(cluster):

@@ -24,7 +24,7 @@ from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
 from shardhub.usecases.trust import head_security, node_trust
 from shardhub.usecases.verify_files import VerifySettings, verify_files
-from tests import cut, nodes, tiny
+from tests import cut, forks, nodes, tiny
 from tests.nodes import Node, shardhub
 from tests.ports import kept
 from tests.security.cluster import Cluster
@@ -51,8 +51,8 @@ def pipeline(tmp_path_factory):
 @contextlib.contextmanager
 def started(*arguments: str, env):
     """A long-running `certs` command; yields the process and the first line that it printed."""
-    process = subprocess.Popen(
-        [*CERTS, *arguments],
+    process = forks.popen(
+        ["certs", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

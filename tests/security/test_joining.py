@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import json
 import logging
+import os
 import ssl
 
 import pytest
@@ -213,6 +214,44 @@ async def test_a_certificate_is_renewed_when_it_is_due(cluster):
         assert load_identity(folder, Role.NODE, now=clock.date()).peer == second.peer
         await ask_desk(trust)
         assert trust.identity is second
+
+
+@in_loop
+async def test_a_certificate_that_cannot_be_stored_is_not_renewed(cluster, monkeypatch):
+    """In a read-only folder no certificate is asked for; revocations are heard all the same."""
+    clock = Clock()
+    async with open_desk(cluster, clock, None) as (_, _, address):
+        folder = cluster.issue("mini", Role.NODE)
+        (folder / "desk.json").write_text(json.dumps({"address": address}))
+        trust, peer = Trust(folder, Role.NODE, clock=clock.date), cluster.trust("bad", Role.HEAD).identity.peer
+        num_issued = len(cluster.authority.ledger().issued)
+        cluster.authority.revoke("bad", now=NOW)
+        clock.passed = LIFE.total_seconds() * 0.7
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(IdentityError, match="is read-only"):
+            await ask_desk(trust)
+        assert trust.is_revoked(peer)
+        assert len(cluster.authority.ledger().issued) == num_issued
+
+
+def test_certificates_of_a_mounted_secret_are_replaced(cluster, tmp_path):
+    """Kubernetes swaps a link for all files of a Secret at once: a running process uses the new certificate."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+
+    def mount(version: str) -> None:
+        cluster.issue("mini", Role.NODE, place=f"mounted-{version}").rename(mounted / f"..{version}")
+        (mounted / "..new").symlink_to(f"..{version}")
+        (mounted / "..new").rename(mounted / "..data")
+
+    mount("1")
+    for name in ("authority.pem", "node.pem", "revoked.pem"):
+        (mounted / name).symlink_to(f"..data/{name}")
+    trust = Trust(mounted, Role.NODE, clock=Clock().date)
+    first = trust.identity.peer.serial
+    mount("2")
+    trust.reread()
+    assert trust.identity.peer.serial != first
 
 
 @in_loop

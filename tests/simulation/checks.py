@@ -11,7 +11,8 @@ from shardhub.chain.settings import Recovery
 from shardhub.errors import ShardhubError
 from tests.simulation import remains
 from tests.simulation.faults import Kill, Partition
-from tests.simulation.head import Client, whole_answer, whole_likelihoods
+from tests.simulation.head import Client, all_over, whole_answer, whole_likelihoods
+from tests.simulation.loop import HostState
 from tests.simulation.scenario import RequestSpec
 from tests.simulation.upkeep import Upkeep
 
@@ -49,7 +50,7 @@ class Watch:
             self._fail(text)
         for node in world.nodes:
             engine = node.engine
-            if engine is None or not node.is_up or node.host.state.value != "running":
+            if engine is None or not engine._sessions._entries or node.host.state is not HostState.RUNNING:
                 continue
             # A step that runs longer than a lease holds up its check.
             if engine.busy_s > 0 or node.slowness > 1:
@@ -159,7 +160,7 @@ def _may_fail(world: World) -> bool:
 
 def works_again(world: World) -> list[str]:
     """I5: once all stages are served again, each remaining head answers a fresh request."""
-    world.pass_until_true(lambda: False, _SETTLES_S)
+    world.pass_in_steps(_SETTLES_S)
     served = {
         stage
         for node in world.nodes
@@ -179,9 +180,7 @@ def works_again(world: World) -> list[str]:
     for client in fresh:
         client.begin()
     try:
-        world.loop.run_until(
-            lambda: all(client.is_over for client in fresh), most_s=_WORKS_WITHIN_S + world.scenario.wait_s
-        )
+        world.loop.run_until(all_over(fresh), most_s=_WORKS_WITHIN_S + world.scenario.wait_s)
     except RuntimeError as stuck:
         waiting = [client for client in fresh if not client.is_over]
         return [

@@ -224,6 +224,25 @@ class Squeeze:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clog:
+    """A host reads nothing that arrives for a while, though it runs and answers pings: the buffers of others fill."""
+
+    at_s: float
+    host: int
+    for_s: float
+
+    @property
+    def ends_s(self) -> float:
+        return self.at_s + self.for_s
+
+    def strike(self, world: World) -> None:
+        host = world.host(self.host)
+        world.tell(f"{host.name} reads nothing for {self.for_s:.2f} s")
+        world.network.clog(host)
+        world.later(self.for_s, lambda: world.network.unclog(host))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Break:
     """A node's next steps raise an error, as upstream may."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from shardhub.chain.assignment import NodeStages, assign_stages, stages_of
@@ -164,7 +165,12 @@ class AllowedTokens:
 
 def mask_at(number: int) -> bytes:
     """Bits of the ids that the grammar allows at this place of the answer."""
-    bits = [token % 3 != number % 3 for token in range(VOCAB_SIZE)]
+    return _mask(number % 3)
+
+
+@cache
+def _mask(number: int) -> bytes:
+    bits = [token % 3 != number for token in range(VOCAB_SIZE)]
     return bytes(sum(bit << at for at, bit in enumerate(bits[start : start + 8])) for start in range(0, len(bits), 8))
 
 
@@ -198,7 +204,10 @@ class Client:
     @property
     def is_over(self) -> bool:
         """Whether the request has ended for its client, by its own end or by its head's."""
-        return bool(self.outcome) or not self.head.is_up or self.head.has_ended
+        if self.outcome:
+            return True
+        head = self.head
+        return head.host.state is HostState.DEAD or head.has_ended
 
     def expected(self) -> list[int]:
         """The whole answer, as one machine would give it."""
@@ -271,6 +280,18 @@ class Client:
             return [token if dice.random() < share else (token + 7) % VOCAB_SIZE for token in following]
 
         return draft
+
+
+def all_over(clients: Sequence[Client]) -> Callable[[], bool]:
+    """A function that tells whether all requests have ended; one that has ended is not looked at again."""
+    running = list(clients)
+
+    def is_over() -> bool:
+        while running and running[-1].is_over:
+            running.pop()
+        return not running
+
+    return is_over
 
 
 def prompt_of(spec: RequestSpec) -> list[int]:

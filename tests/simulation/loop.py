@@ -74,21 +74,27 @@ current_host: contextvars.ContextVar[Host | None] = contextvars.ContextVar("curr
 class Handle:
     """A scheduled callback; see `asyncio.TimerHandle`."""
 
-    __slots__ = ("_call", "_context", "_is_cancelled", "_when", "host", "slept_s")
+    __slots__ = ("_args", "_call", "_context", "_is_cancelled", "_when", "host")
 
     def __init__(
-        self, call: Callable[[], object], context: contextvars.Context, host: Host | None, when: float
+        self,
+        call: Callable[..., object],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+        host: Host | None,
+        when: float,
     ) -> None:
-        self._call: Callable[[], object] | None = call
+        self._call: Callable[..., object] | None = call
+        self._args = args
         self._context = context
         self._when = when
         self._is_cancelled = False
         self.host = host
-        self.slept_s = host.slept_s if host is not None else 0.0
 
     def cancel(self) -> None:
         self._is_cancelled = True
         self._call = None
+        self._args = ()
 
     def cancelled(self) -> bool:
         return self._is_cancelled
@@ -97,8 +103,12 @@ class Handle:
         return self._when
 
     def run(self) -> None:
-        if self._call is not None:
-            self._context.run(self._call)
+        if self._call is None:
+            return
+        if self._context is None:
+            self._call(*self._args)
+        else:
+            self._context.run(self._call, *self._args)
 
 
 class Stuck(RuntimeError):
@@ -166,7 +176,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Start a task on a host."""
         context = contextvars.copy_context()
         context.run(current_host.set, host)
-        return context.run(lambda: self.create_task(work, name=name))
+        return self.create_task(work, name=name, context=context)
 
     # Time.
 
@@ -182,7 +192,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        handle = self._handle(callback, args, context, 0.0)
+        if context is None:
+            context, host = contextvars.copy_context(), current_host.get()
+        else:
+            host = context.get(current_host)
+        handle = Handle(callback, args, context, host, 0.0)
         self._ready.append(handle)
         return handle
 
@@ -191,21 +205,31 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+        if context is None:
+            context, host = contextvars.copy_context(), current_host.get()
+        else:
+            host = context.get(current_host)
+        when = self.time() + delay
+        handle = Handle(callback, args, context, host, when)
+        due = when if host is None else when + host.slept_s
+        heapq.heappush(self._timers, (due, next(self._numbers), handle))
+        return handle
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        handle = self._handle(callback, args, context, when)
+        if context is None:
+            context, host = contextvars.copy_context(), current_host.get()
+        else:
+            host = context.get(current_host)
+        handle = Handle(callback, args, context, host, when)
         self._push(handle)
         return handle
 
-    def _handle(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None, when: float
-    ) -> Handle:
-        context = context or contextvars.copy_context()
-        host = context.get(current_host)
-        return Handle((lambda: callback(*args)) if args else callback, context, host, when)
+    def later(self, seconds: float, call: Callable[..., object], *args: Any) -> None:
+        """Schedule a function of the simulator itself, which runs in the context of whoever runs the loop."""
+        when = self.now + seconds
+        heapq.heappush(self._timers, (when, next(self._numbers), Handle(call, args, None, None, when)))
 
     def _push(self, handle: Handle) -> None:
         heapq.heappush(self._timers, (self._late(handle), next(self._numbers), handle))
@@ -228,37 +252,43 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._end_generator)
         num_at_once = 0
+        ready, timers, take = self._ready, self._timers, heapq.heappop
+        running = HostState.RUNNING
         try:
-            while self._ready or not is_over():
-                if self._ready:
-                    handle = self._ready.popleft()
+            while ready or not is_over():
+                if ready:
+                    handle = ready.popleft()
+                    host = handle.host
                     num_at_once += 1
                     if num_at_once > _MOST_AT_ONCE:
                         raise Stuck(f"At {self.now:.3f} s callbacks follow each other without end.")
-                elif self._timers:
-                    due, _, handle = heapq.heappop(self._timers)
+                elif timers:
+                    due, _, handle = take(timers)
                     if handle._call is None:
                         continue
                     if due > end:
                         raise Stuck(f"Not over within {most_s:.0f} virtual seconds.")
                     if due > self.now:
                         self.now, num_at_once = due, 0
+                    host = handle.host
                     # Its host has slept since it was set.
-                    if self._late(handle) > self.now:
+                    if host is not None and handle._when + host.slept_s > self.now:
                         self._push(handle)
                         continue
                 else:
                     raise Stuck("Nothing is left that could happen.")
-                host = handle.host
-                if host is not None and host.state is not HostState.RUNNING:
+                if host is not None and host.state is not running:
                     if host.state is not HostState.DEAD:
                         host.held.append(handle)
                     continue
                 self.num_run += 1
-                if self.around is None:
-                    handle.run()
-                else:
+                if self.around is not None:
                     self.around(handle)
+                elif (call := handle._call) is not None:
+                    if (context := handle._context) is not None:
+                        context.run(call, *handle._args)
+                    else:
+                        call(*handle._args)
         finally:
             sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(None)

@@ -21,7 +21,7 @@ from shardhub.security.trust import Security
 from shardhub.wire.options import Options
 from shardhub.wire.secure import OpenChannel
 from tests.memory_channel import CANCELLED, OK, REFUSED, RESET, MemoryServer, Status
-from tests.simulation.loop import Host, HostState, VirtualLoop, current_host
+from tests.simulation.loop import Host, HostState, VirtualLoop
 
 # Messages on their way in one direction of a call: who writes more waits for who reads.
 _WINDOW = 16
@@ -81,6 +81,7 @@ class Network:
         self._servers: dict[str, tuple[Host, MemoryServer]] = {}
         self._calls: dict[Call, None] = {}
         self._silent_since: dict[tuple[Host, Host], float] = {}
+        self._clogged: dict[Host, None] = {}
 
     def line(self, sender: Host, receiver: Host) -> Line:
         """The line from one machine to another, whichever processes run there."""
@@ -134,6 +135,18 @@ class Network:
             self.check_silence(sender, receiver)
             for call in list(self._calls):
                 call.flow(sender, receiver)
+
+    def clog(self, host: Host) -> None:
+        """Have a host read nothing: what arrives waits, and its senders once their windows are full."""
+        self._clogged[host] = None
+
+    def unclog(self, host: Host) -> None:
+        """Have a host read again."""
+        self._clogged.pop(host, None)
+        for call in list(self._calls):
+            for side in (call.client, call.server):
+                if side.host is host:
+                    side.wake()
 
     def set_rate(self, sender: Host, receiver: Host, *, latency_s: float, bytes_per_s: float) -> None:
         """Change the rate of a line, also for what is on its way."""
@@ -217,11 +230,7 @@ class Network:
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         """Schedule a function of the simulator itself."""
-        before = current_host.set(None)
-        try:
-            self.loop.call_later(seconds, call)
-        finally:
-            current_host.reset(before)
+        self.loop.later(seconds, call)
 
 
 class Channel:
@@ -361,10 +370,27 @@ class Side:
         status: How the call ended here; None while it runs.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_call",
+        "_changed",
+        "_is_flowing",
+        "_line",
+        "_network",
+        "_num_on_way",
+        "_num_starts",
+        "_sending",
+        "host",
+        "other",
+        "status",
+    )
+
     def __init__(self, call: Call, host: Host) -> None:
         self.host = host
         self.status: Status | None = None
         self._call = call
+        self._network = call.network
+        self._line: Line | None = None
         self._arrived: deque[bytes] = deque()
         self._sending: deque[tuple[bytes | None, Status | None]] = deque()
         self._num_on_way = 0
@@ -372,6 +398,13 @@ class Side:
         self._num_starts = 0
         self._changed: list[asyncio.Future[None]] = []
         self.other: Side
+
+    @property
+    def line(self) -> Line:
+        """The line that its messages take."""
+        if self._line is None:
+            self._line = self._network.line(self.host, self.other.host)
+        return self._line
 
     async def write(self, data: bytes) -> None:
         """Send a message once the window has room; it is lost if the call ends first."""
@@ -387,12 +420,14 @@ class Side:
 
     async def take(self) -> bytes | None:
         """The next message; None once there are no more."""
-        while not self._arrived and self.status is None:
+        while self.status is None and (not self._arrived or self.host in self._network._clogged):
             await self._change()
         if not self._arrived:
             return None
-        self.other._num_on_way -= 1
-        self.other._wake()
+        other = self.other
+        other._num_on_way -= 1
+        if other._changed:
+            other.wake()
         return self._arrived.popleft()
 
     async def until_ended(self) -> Status:
@@ -417,25 +452,28 @@ class Side:
         self.status = status
         if status is CANCELLED:
             self._arrived.clear()
-        self._wake()
+        self.wake()
         self._call.side_ended(self)
 
     def flow(self) -> None:
         """Put the next message on the line."""
         if self._is_flowing or not self._sending:
             return
-        network = self._call.network
-        line = network.line(self.host, self.other.host)
+        line = self._line or self.line
         if line.is_blocked:
             return
         self._is_flowing = True
         data, _ = self._sending[0]
-        now = network.loop.now
+        network = self._network
+        loop = network.loop
+        now = loop.now
         # Streams share the line's rate.
         line.free_at = max(line.free_at, now) + (_FRAME_BYTES + len(data or b"")) / line.bytes_per_s
         self._num_starts += 1
-        start = self._num_starts
-        network.later(line.free_at - now + line.latency_s + network.jitter_s(), lambda: self._deliver(start))
+        seconds = line.free_at - now + line.latency_s + network.jitter_s()
+        if data is None and self.other.status is not None:  # it has ended there: nothing changes as this arrives
+            return
+        loop.later(seconds, self._deliver, self._num_starts)
 
     def send_again(self) -> None:
         """Put the message that is on the line on it anew."""
@@ -447,8 +485,7 @@ class Side:
         if start != self._num_starts:  # it was put on the line anew
             return
         self._is_flowing = False
-        network = self._call.network
-        line = network.line(self.host, self.other.host)
+        line = self._line or self.line
         if not self._sending or line.is_blocked:
             return
         data, status = self._sending.popleft()
@@ -459,22 +496,27 @@ class Side:
         elif other.status is None:
             line.num_messages += 1
             line.size_bytes += len(data)
-            network.note(self.host, other.host, data, self._call.path)
+            call = self._call
+            self._network.note(self.host, other.host, data, call.path)
             other._arrived.append(data)
-            other._wake()
-            self._call.arrived(other)
-        self.flow()
+            if other._changed:
+                other.wake()
+            if call._task is None:
+                call.arrived(other)
+        if self._sending:
+            self.flow()
 
     def drop(self) -> None:
         """Drop the messages that wait to be sent."""
         self._sending.clear()
 
     async def _change(self) -> None:
-        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        change: asyncio.Future[None] = asyncio.Future(loop=self._network.loop)
         self._changed.append(change)
         await change
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever waits here look again."""
         changed, self._changed = self._changed, []
         for change in changed:
             if not change.done():

@@ -138,6 +138,8 @@ class Scenario:
 
 # Seconds in which requests come and faults strike.
 SPAN_S = 3.0
+# Seeds from this one on draw further faults, so that those before, and the mutants that they find, stay as they were.
+MORE_FAULTS = 100_000
 
 
 def draw(seed: int, *, most_faults: int = 4) -> Scenario:
@@ -173,6 +175,8 @@ def draw(seed: int, *, most_faults: int = 4) -> Scenario:
     if not is_exact and dice.random() < 0.2:
         scenario = replace(scenario, requests=(*scenario.requests, *_draw_alike(dice)))
     drawn += _draw_aimed(dice, scenario, kind)
+    if seed >= MORE_FAULTS:
+        drawn += _draw_more(dice, scenario)
     return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)), queue_steps=queue_steps)
 
 
@@ -283,6 +287,20 @@ def _draw_aimed(dice: random.Random, scenario: Scenario, kind: float) -> list[Fa
     if dice.random() < 0.15:  # a node that is lost while a stream runs
         at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.02, 0.4)
         drawn.append(faults.Kill(at_s=at_s, node=other, back_s=0.2))
+    return drawn
+
+
+def _draw_more(dice: random.Random, scenario: Scenario) -> list[Fault]:
+    """Draw full buffers, and leases that end while a stream is opened, runs or has just ended."""
+    drawn: list[Fault] = []
+    node, head = dice.randrange(len(scenario.nodes)), -1 - dice.randrange(len(scenario.heads))
+    at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.0, 0.4)
+    if dice.random() < 0.3:
+        for_s = dice.choice((0.05, 0.5, 3.0, 12.0))
+        drawn.append(faults.Clog(at_s=at_s, host=dice.choice((node, node, head)), for_s=for_s))
+    if dice.random() < 0.2:
+        at_s = dice.choice(scenario.requests).at_s + dice.choice((0.0005, 0.002, 0.01, dice.uniform(0.0, 0.6)))
+        drawn += [faults.Lapse(at_s=at_s + 0.003 * at, node=node) for at in range(dice.choice((1, 1, 4)))]
     return drawn
 
 

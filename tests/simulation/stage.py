@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -298,28 +298,26 @@ class Processor:
         if not job.future.set_running_or_notify_cancel():
             self._run()
             return
-        outcome: Future[Any] = Future()
+        result, failure = None, None
         try:
-            outcome.set_result(job.run())
+            result = job.run()
         except Exception as error:  # noqa: BLE001 - any error goes to whoever awaits the job
-            outcome.set_exception(error)
-        seconds = self._clock.take_spent()
-
-        def done() -> None:
-            self.num_done += 1
-            self._busy_since = None
-            if (error := outcome.exception()) is not None:
-                job.future.set_exception(error)
-            else:
-                job.future.set_result(outcome.result())
-            if self._busy_since is None:
-                self._rest()
-                self._go_on()
-
-        if seconds:
-            self._clock.call_later(seconds, done)
+            failure = error
+        if seconds := self._clock.take_spent():
+            self._clock.call_later(seconds, partial(self._done, job.future, result, failure))
         else:
-            done()
+            self._done(job.future, result, failure)
+
+    def _done(self, future: Future[Any], result: object, failure: Exception | None) -> None:
+        self.num_done += 1
+        self._busy_since = None
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)
+        if self._busy_since is None:
+            self._rest()
+            self._go_on()
 
 
 def broken() -> NodeFailure:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _STALLED_S, _KEPT_WAITING_S = 4.0, 8.0
 # Virtual seconds in which a head closes what it has given up.
 _CLOSED_WITHIN_S = 3.0
+# Virtual seconds after which a job of a node was begun while the node was slow; it closes sessions between jobs.
+_LONG_JOB_S = 2.0
 # Beyond these a line is slow.
 _SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
 
@@ -48,6 +50,8 @@ class Upkeep:
                 yield from self._lost_steps(head)
                 yield from self._stalled(head, now)
         for node in self._world.nodes:
+            if node.slowness != 1 or (node.engine is not None and node.engine.busy_s > _LONG_JOB_S):
+                self._slow_at[node] = now
             yield from self._late_leases(node, now)
             yield from self._given_up(node, now)
 
@@ -86,10 +90,10 @@ class Upkeep:
         Renewals wait for the step that runs, and a slow node's step may take longer than that third.
         """
         lease_s = self._world.scenario.lease_s
-        if node.slowness != 1:
-            self._slow_at[node] = now
+        if node.engine is None or not node.engine._sessions._entries:
+            return
         since = max(self._fine_since, self._slow_at.get(node, -lease_s))
-        if node.engine is None or not node.is_up or now - since < lease_s:
+        if not node.is_up or now - since < lease_s:
             return
         for key, entry in node.engine._sessions._entries.items():
             left_s = entry.lease_ends - node.engine._clock.now()
@@ -100,10 +104,11 @@ class Upkeep:
         """Sessions on a node that their head gave up, and could have closed."""
         if node.engine is None or not node.is_up:
             return
-        before, self._given_up_since = (
-            self._given_up_since,
-            {key: since for key, since in self._given_up_since.items() if key[0] is not node},
-        )
+        before = self._given_up_since
+        if before:
+            self._given_up_since = {key: since for key, since in before.items() if key[0] is not node}
+        if not node.engine._sessions._entries:
+            return
         for head in self._world.heads:
             if not head.is_up or head.has_ended or head.scheduler is None:
                 continue
@@ -115,7 +120,7 @@ class Upkeep:
                 if entry.head != chain.head or entry.parked_at is not None or (known and not known.is_parked):
                     continue
                 since = self._given_up_since[node, session] = before.get((node, session), now)
-                if now - max(since, self._fine_since) > _CLOSED_WITHIN_S:
+                if now - max(since, self._fine_since, self._slow_at.get(node, since)) > _CLOSED_WITHIN_S:
                     yield f"{node.name} holds a session that {head.name} has given up"
 
 
@@ -134,21 +139,18 @@ def _is_held(session: ChainSession | None) -> bool:
 def _all_is_fine(world: World) -> bool:
     """Whether all hosts run and hear each other, over fast lines."""
     network = world.network
-    hosts = [one.host for one in (*world.nodes, *world.heads) if one.is_up]
-    return (
-        all(host.state is HostState.RUNNING for host in hosts)
-        and not any(
-            line.is_blocked or line.latency_s > _SLOW_S or line.bytes_per_s < _SLOW_BYTES_PER_S
-            for line in network._lines.values()
-        )
-        and not any(
-            network.silent_since(one, other) is not None
-            for call in network._calls
-            for one, other in (
-                (call.client.host, call.server.host),
-                (call.server.host, call.client.host),
-            )
-        )
+    for one in (*world.nodes, *world.heads):
+        if one.host.state not in (HostState.RUNNING, HostState.DEAD):
+            return False
+    for line in network._lines.values():
+        if line.is_blocked or line.latency_s > _SLOW_S or line.bytes_per_s < _SLOW_BYTES_PER_S:
+            return False
+    if network._clogged:
+        return False
+    silent = network._silent_since
+    return not silent or not any(
+        (call.client.host, call.server.host) in silent or (call.server.host, call.client.host) in silent
+        for call in network._calls
     )
 
 
@@ -156,7 +158,7 @@ def _is_idle(world: World) -> bool:
     """Whether no node has a step to run."""
     engines = [node.engine for node in world.nodes if node.is_up and node.engine is not None]
     engines += [link.engine for head, link in world.stand_ins if head.is_up]
-    return all(engine.busy_s == 0 and engine._compute.num_queued == 0 for engine in engines)
+    return not any(engine._compute.num_queued or engine._compute.busy_s for engine in engines)
 
 
 def _has_room(world: World) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 
 from shardhub.chain import stream
 from shardhub.chain.local_link import LocalLink
-from tests.simulation.head import Client, Head, whole_answer
+from tests.simulation.head import Client, Head, all_over, whole_answer
 from tests.simulation.light import LightNode
 from tests.simulation.loop import Host, Stuck, VirtualLoop, current_host
 from tests.simulation.network import Network
@@ -22,6 +22,8 @@ from tests.simulation.scenario import Scenario
 ENDS_WITHIN_S = 400.0
 # Tokens that wait for a slow reader, in place of those of `shardhub.chain.stream`: answers here are short.
 _MAX_UNREAD = 4
+# Virtual seconds after which a condition is looked at again.
+_STEP_S = 0.1
 # Virtual seconds in which nodes free what their heads left, beyond a lease.
 _FREED_WITHIN_S = 40.0
 
@@ -136,8 +138,6 @@ class World:
         logger = logging.getLogger("shardhub")
         was_propagated, logger.propagate = logger.propagate, False
         logger.addHandler(log)
-        was_collecting = gc.isenabled()
-        gc.disable()
         most_unread, stream.MAX_UNREAD = stream.MAX_UNREAD, _MAX_UNREAD
         try:
             self._play(outcome)
@@ -152,8 +152,6 @@ class World:
             self.loop.close()
             logging.disable(logging.NOTSET)
             logger.propagate = was_propagated
-            if was_collecting:
-                gc.enable()
         outcome.failures += self._failures
         outcome.failures += [f"logged as an error: {line}" for line in log.lines]
         outcome.failures += [f"{host}: {text} {error!r}" for host, text, error in errors]
@@ -186,7 +184,7 @@ class World:
         watch = checks.Watch(self)
         most_s = max(self.last_fault_s, 10.0) + ENDS_WITHIN_S
         if scenario.requests:
-            loop.run_until(lambda: all(client.is_over for client in self.clients), most_s=most_s)
+            loop.run_until(all_over(self.clients), most_s=most_s)
         self._pass_until(self.last_fault_s)
         outcome.failures += checks.answers(self)
         outcome.failures += checks.works_again(self)
@@ -203,25 +201,27 @@ class World:
         outcome.failures += checks.nodes_hold_nothing(self)
         outcome.failures += watch.failures
 
+    def pass_in_steps(self, seconds: float) -> None:
+        """Let time pass, to the moment at which `pass_until_true` would give up."""
+        end, at = self.loop.now + seconds, self.loop.now
+        while at < end:
+            at += _STEP_S
+        self._pass(at - self.loop.now)
+
     def pass_until_true(self, condition: Callable[[], bool], most_s: float) -> None:
         """Let time pass until a condition holds, or up to a limit."""
         end = self.loop.now + most_s
         while not condition() and self.loop.now < end:
-            self._pass(0.1)
+            self._pass(_STEP_S)
 
     def _pass_until(self, at_s: float) -> None:
         self._pass(max(0.0, self.began_s + at_s - self.loop.now))
 
     def _pass(self, seconds: float) -> None:
         """Let so much time pass."""
-        is_over = False
-
-        def over() -> None:
-            nonlocal is_over
-            is_over = True
-
-        self.later(seconds, over)
-        self.loop.run_until(lambda: is_over, most_s=seconds + 1.0)
+        over: list[bool] = []
+        self.later(seconds, partial(over.append, True))
+        self.loop.run_until(over.__len__, most_s=seconds + 1.0)
 
     def _unended(self) -> list[str]:
         return [
@@ -235,7 +235,12 @@ class World:
 def run(scenario: Scenario, *, tells: bool = False) -> Outcome:
     """Run a scenario."""
     before = current_host.set(None)
+    was_collecting = gc.isenabled()
+    gc.disable()
     try:
         return World(scenario, tells=tells).run()
     finally:
         current_host.reset(before)
+        # The next collection frees the world, whose objects refer to each other; during the run it would free little.
+        if was_collecting:
+            gc.enable()

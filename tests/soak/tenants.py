@@ -18,7 +18,9 @@ from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.gateway.keys import Keys, digest_of
+from shardhub.gateway.served_models import ServedModels
 from shardhub.gateway.server import Gateway, listening
+from shardhub.gateway.service import Service
 from shardhub.gateway.settings import GatewaySettings
 from tests.soak.nemesis import HANG_S, QUICK, Cluster, Report
 from tests.waiting import until
@@ -83,13 +85,17 @@ async def tenants_soak(cluster: Cluster, *, seed: int, seconds: float) -> Report
 async def _gateway(head: Head) -> AsyncIterator[str]:
     settings = GatewaySettings(port=0, keys=Keys(digests=tuple(map(digest_of, KEYS))), max_queue=256)
     with listening(settings) as listener:
-        gateway, ready = Gateway(head, settings), asyncio.get_running_loop().create_future()
+        models = ServedModels(settings)
+        service = await Service.start(head, settings)
+        models.add(service)
+        gateway, ready = Gateway(models), asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(gateway.run(listener, on_ready=ready.set_result))
         try:
             yield await ready
         finally:
             gateway.stop()
             await serving
+            service.close()
 
 
 def _headers(key: str) -> dict[str, str]:

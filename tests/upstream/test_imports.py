@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardhub.errors import AccessError
-from shardhub.kernel_folder import private_folder, use_private_folder
+from shardhub.kernel_folder import is_shared, private_folder, use_private_folder
 
 # Runs as nobody, whom the system lets raise no limit; where the tests are not root's, as whoever runs them.
 AS_NOBODY = """
@@ -159,3 +159,19 @@ def test_a_kernel_that_another_process_is_writing_is_left_alone(tmp_path, monkey
     finally:
         monkeypatch.undo()
         use_private_folder()
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "user", "shared"),
+    [
+        (0o755, 0, 0, 1000, False),
+        (0o775, 1000, 1000, 1000, False),
+        (0o2775, 0, 10001, 10001, False),  # a volume of Kubernetes, given to a pod's group
+        (0o2775, 0, 100, 10001, True),
+        (0o2777, 0, 10001, 10001, True),
+        (0o775, 1000, 100, 1000, True),
+    ],
+)
+def test_folder_of_a_private_group_is_not_shared(mode, owner, group, user, shared) -> None:
+    """A group may write to a folder above MLX's kernels only if it is the user's or the owner's own."""
+    assert is_shared(mode, owner=owner, group=group, user=user) == shared

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from shardhub.address import Address
 from shardhub.errors import UsageError
-from shardhub.usecases.addresses import neighbour_addresses, node_addresses, read_nodes_file
+from shardhub.usecases.addresses import (
+    each_address,
+    has_changing,
+    neighbour_addresses,
+    node_addresses,
+    read_nodes_file,
+)
 
 
 def test_nodes_are_named_with_or_without_a_port() -> None:
@@ -70,3 +78,42 @@ def test_a_node_is_not_its_own_neighbour(host) -> None:
     """A list that names every node of the cluster may name the one that reads it, by any of its names."""
     named = ["127.0.0.1", "localhost", "127.0.0.1:50052", "10.77.0.1"]
     assert neighbour_addresses(named, own=Address(host, 50051)) == ["127.0.0.1:50052", "10.77.0.1:50051"]
+
+
+def resolver(*answers: tuple[socket.AddressFamily, str]):
+    """A resolver that knows one name."""
+
+    def getaddrinfo(host, port, **options):
+        if host != "shardhub-nodes":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for family, address in answers]
+
+    return getaddrinfo
+
+
+def test_name_stands_for_a_node_at_each_of_its_addresses(monkeypatch) -> None:
+    """`dns+NAME` is every address behind a name, each once, also in SHARDHUB_NODES and nodes.toml."""
+    answers = [(socket.AF_INET, address) for address in ("10.1.0.9", "10.1.0.7", "10.1.0.9")]
+    monkeypatch.setattr(socket, "getaddrinfo", resolver(*answers))
+    assert node_addresses(["dns+shardhub-nodes"], None) == ["10.1.0.7:50051", "10.1.0.9:50051"]
+    monkeypatch.setenv("SHARDHUB_NODES", "studio:7, dns+shardhub-nodes:9")
+    assert node_addresses((), None) == ["studio:7", "10.1.0.7:9", "10.1.0.9:9"]
+    assert has_changing(None)
+    assert not has_changing(["studio"])
+
+
+def test_node_with_two_families_is_named_once(monkeypatch) -> None:
+    """A name with addresses of both families stands for its IPv4 addresses, one with IPv6 only for those."""
+    both = [(socket.AF_INET6, "fd00::7"), (socket.AF_INET, "10.1.0.7")]
+    monkeypatch.setattr(socket, "getaddrinfo", resolver(*both))
+    assert each_address(Address("shardhub-nodes", 50051)) == ["10.1.0.7:50051"]
+    monkeypatch.setattr(socket, "getaddrinfo", resolver(both[0]))
+    assert each_address(Address("shardhub-nodes", 50051)) == ["[fd00::7]:50051"]
+
+
+def test_name_without_addresses_is_left_to_whoever_dials_it(monkeypatch) -> None:
+    """Before the first pod runs its name has no address: it is kept, so that a head reports it and waits for it."""
+    monkeypatch.setattr(socket, "getaddrinfo", resolver())
+    assert node_addresses(["dns+not-yet"], None) == ["not-yet:50051"]
+    with pytest.raises(UsageError, match="is not HOST:PORT"):
+        node_addresses(["dns+"], None)

@@ -9,7 +9,7 @@ from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.machine import NodeReport
 from shardhub.resident.nodes import Phase
 from shardhub.resident.records import Failure
-from shardhub.usecases.cluster import ServedNode, ServedPipeline
+from shardhub.usecases.cluster_view import ServedNode, ServedPipeline
 from shardhub.usecases.deployed import progress_of, raise_failure
 from shardhub.usecases.served import choose_pipeline
 

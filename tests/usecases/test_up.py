@@ -18,8 +18,8 @@ from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.resident.records import read_record
 from shardhub.usecases.answer import Sampling
 from shardhub.usecases.cluster import Cluster as OpenCluster
-from shardhub.usecases.cluster import ServedPipeline
 from shardhub.usecases.cluster_cut import ClusterCutSettings
+from shardhub.usecases.cluster_view import ServedPipeline
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.fitting import list_fitting
 from shardhub.usecases.open_head import open_head

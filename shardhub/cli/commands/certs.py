@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import shlex
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +13,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
+from shardhub.cli.invitation import hide_line, read_line
 from shardhub.cli.run import error_record
 from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 # Exit code of an invitation that was not used.
 _NOBODY_CAME = 1
-# An invitation is shorter.
-_MAX_LINE = 1024
 
 
 class MachineRole(StrEnum):
@@ -178,14 +174,10 @@ def join(
     ] = None,
 ) -> int:
     """Join a cluster by an invitation: create a key on this machine and have it certified."""
-    if line is not None and line != "-":
-        _hide(line, places.folder, output)
+    hide_line(line)
     from shardhub.usecases.membership import join as join_cluster
 
-    if line is None and sys.stdin.isatty():
-        text = getpass.getpass("Invitation (not shown): ")
-    else:
-        text = sys.stdin.readline(_MAX_LINE)
+    text = read_line(line)
     joined = join_cluster(text, places.folder)
     if output.as_json:
         record = {"name": joined.peer.name, "role": joined.peer.role.value, "certificate": str(joined.path)}
@@ -194,20 +186,6 @@ def join(
         print(joined.path)
         note(f"This machine is now {joined.peer}, until {joined.peer.not_after:%F}.")
     return 0
-
-
-def _hide(line: str, folder: Path | None, output: Output) -> None:
-    """Restart with the line on stdin, as everyone on this machine can read an argument list."""
-    reading, writing = os.pipe()
-    os.write(writing, line.encode()[:_MAX_LINE] + b"\n")
-    os.close(writing)
-    os.dup2(reading, 0)
-    options = [
-        *(["--dir", str(folder)] if folder else []),
-        *(["--json"] if output.as_json else []),
-        *(["--debug"] if output.debug else []),
-    ]
-    os.execv(sys.executable, [sys.executable, "-m", "shardhub", "certs", "join", *options, "-"])  # noqa: S606
 
 
 @flags("Nodes")

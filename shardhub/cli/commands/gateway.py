@@ -21,7 +21,6 @@ from shardhub.cli.options import (
     Tls,
     head_settings,
 )
-from shardhub.cli.pipeline_flags import ServedPipelineFlags
 from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
@@ -30,17 +29,27 @@ from shardhub.gateway.settings import ReasoningField
 
 if TYPE_CHECKING:
     from shardhub.gateway.settings import GatewaySettings
+    from shardhub.usecases.chains_up import ChainSource
     from shardhub.usecases.start_head import HeadSettings
 
 
 _CUT_SHORT = 143
 
 
-@flags("Pipeline")
-class DemoFlags:
-    """A demo model to serve."""
+@flags("Pipelines")
+class GatewayPipelineFlags:
+    """The pipelines to serve: those given, or a demo model; without any, those that are up in the cluster."""
 
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PIPELINE...", help="Pipelines: Hub ids ORG/NAME[@REVISION], or folders."),
+    ] = None
+    manifest: Annotated[list[str] | None, typer.Option("--manifest", help="The same, as an option; repeatable.")] = None
     demo: Annotated[bool, typer.Option("--demo", help="Serve a small model that is fetched and split here.")] = False
+
+    def named(self) -> list[str]:
+        """The folders and Hub ids of pipelines that are given, each once."""
+        return list(dict.fromkeys([*(self.pipeline or ()), *(self.manifest or ())]))
 
 
 @flags("Clients")
@@ -74,7 +83,7 @@ class AnswerFlags:
 
     model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name of the model for clients; repeatable; * takes any name."),
+        typer.Option(help="Name for clients, if one model is served; repeatable; * takes any name."),
     ] = None
     reasoning_field: Annotated[
         ReasoningField, typer.Option(help="Field of a chat message that holds the model's reasoning.")
@@ -110,8 +119,7 @@ class GatewayNodeFlags:
 
 
 def gateway(
-    pipeline: ServedPipelineFlags,
-    showing: DemoFlags,
+    pipelines: GatewayPipelineFlags,
     clients: ClientFlags,
     answers: AnswerFlags,
     nodes: GatewayNodeFlags,
@@ -126,9 +134,9 @@ def gateway(
 
     if clients.new_key is not None:
         return _make_key(clients.new_key)
-    is_named = pipeline.pipeline is not None or pipeline.manifest is not None
+    named = pipelines.named()
     head = head_settings(
-        pipeline.named_or_up("gateway", nodes.tls) if is_named or not showing.demo else "",
+        "",
         NodeFlags(
             node=nodes.node,
             tls=nodes.tls,
@@ -139,7 +147,7 @@ def gateway(
         recovery=recovery,
         insecure_flag="`insecure_nodes`",
     )
-    if showing.demo and (head.pipeline or head.nodes):
+    if pipelines.demo and (named or head.nodes):
         raise UsageError("--demo starts its own pipeline and nodes.", hint="Give either --demo or a pipeline.")
     settings = GatewaySettings(
         host=clients.host,
@@ -157,10 +165,29 @@ def gateway(
         strict_content=answers.strict_content,
     )
     serve = partial(_serve, settings=settings, allow_sleep=answers.allow_sleep, as_json=output.as_json)
-    if not showing.demo:
-        return serve(head)
+    if named:
+        return serve([replace(head, pipeline=text, mixed_nodes=len(named) > 1) for text in named])
+    if not pipelines.demo:
+        return serve(_up_in_cluster(head, nodes.tls))
     with demo_chain(Terminal()) as chain:
-        return serve(replace(head, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False))
+        return serve([replace(head, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False)])
+
+
+def _up_in_cluster(head: HeadSettings, tls: Path | None) -> ChainSource:
+    """What is up in this machine's cluster.
+
+    Raises:
+        UsageError: Nodes are named, or no resident runs here.
+    """
+    from shardhub.usecases.cluster_chains import ClusterChains
+    from shardhub.usecases.cluster_place import ClusterPlace
+
+    if head.nodes:
+        raise UsageError(
+            "Nodes are given, but no pipeline.",
+            hint="Give the pipeline too, or leave out --node to serve what is up in the cluster.",
+        )
+    return ClusterChains(head, ClusterPlace(tls=tls))
 
 
 def _make_key(file: Path) -> int:
@@ -172,13 +199,15 @@ def _make_key(file: Path) -> int:
     return 0
 
 
-def _serve(head: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
+def _serve(
+    heads: list[HeadSettings] | ChainSource, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool
+) -> int:
     """Serve the API until a signal arrives."""
     from shardhub.usecases.open_gateway import open_gateway
 
     # One signal finishes what is on its way, a second one ends it at once.
     with (
-        open_gateway(head, settings, Terminal(), allow_sleep=allow_sleep) as running,
+        open_gateway(heads, settings, Terminal(), allow_sleep=allow_sleep) as running,
         on_signals(lambda _: running.stop()),
     ):
         facts = running.facts
@@ -186,13 +215,14 @@ def _serve(head: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, 
             record = {
                 "url": facts.url,
                 "model": facts.model_name,
+                "models": facts.model_names,
                 "context": facts.context,
                 "keys": facts.num_keys,
                 "inexact": facts.inexact,
             }
             announce(json.dumps(record))
         else:
-            announce(f"{facts.model_name}: {facts.url}/v1")
+            announce(f"{', '.join(facts.model_names)}: {facts.url}/v1")
             key = ", with a key as the password," if facts.num_keys else ""
             note(f"open {facts.url}/ in a browser{key} to chat and to watch the chain; Ctrl+C stops the gateway")
         running.wait()

@@ -13,6 +13,7 @@ import typer
 
 from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, make_group
+from shardhub.cli.machine_flags import NoDiscovery
 from shardhub.cli.options import Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.run import run as carry_out
@@ -23,7 +24,8 @@ from shardhub.sizes import size_text
 
 if TYPE_CHECKING:
     from shardhub.usecases.cluster_place import ClusterPlace
-    from shardhub.usecases.resident import ResidentSettings, ResidentStatus, RunningResident
+    from shardhub.usecases.resident import ResidentSettings, RunningResident
+    from shardhub.usecases.resident_process import ResidentStatus
 
 
 @flags("Machine")
@@ -63,6 +65,8 @@ class ResidentFlags(PlaceFlags):
         ),
     ] = None
 
+    no_discovery: NoDiscovery = False
+
     def settings(self) -> ResidentSettings:
         """The same for the library."""
         from shardhub.address import Address
@@ -76,11 +80,13 @@ class ResidentFlags(PlaceFlags):
             port=self.port,
             insecure_lan=self.insecure_lan,
             seeds=seeds,
+            is_discovered=not self.no_discovery,
         )
 
 
 def run(machine: ResidentFlags, output: Output) -> int:
     """Run the resident here until SIGTERM, which leaves its nodes to the next one; Ctrl-C ends them too."""
+    from shardhub.usecases.companions import CompanySettings, company
     from shardhub.usecases.resident import run_resident
 
     _log_with_dates(is_debugging=output.debug)
@@ -91,12 +97,15 @@ def run(machine: ResidentFlags, output: Output) -> int:
         else:
             announce(f"{running.name}: resident at {running.address}")
 
-    return run_resident(machine.settings(), on_ready=ready)
+    settings = machine.settings()
+    return run_resident(
+        settings, companions=[company(CompanySettings(is_discovered=settings.is_discovered))], on_ready=ready
+    )
 
 
 def start(machine: ResidentFlags, output: Output) -> int:
     """Start the resident in the background, unless one runs; it ends with a reboot (see `install`)."""
-    from shardhub.usecases.resident import ensure_running
+    from shardhub.usecases.resident_process import ensure_running
 
     status = ensure_running(machine.settings(), Terminal())
     _show(status, output)
@@ -146,7 +155,7 @@ class StopFlags(PlaceFlags):
 
 def stop(machine: StopFlags, output: Output) -> int:
     """End the resident and its nodes; a node first finishes its sessions, for up to 30 seconds."""
-    from shardhub.usecases.resident import stop_resident
+    from shardhub.usecases.resident_process import stop_resident
 
     was_running = stop_resident(machine.place(), keep_nodes=machine.keep_nodes)
     if output.as_json:
@@ -158,7 +167,7 @@ def stop(machine: StopFlags, output: Output) -> int:
 
 def status(machine: PlaceFlags, output: Output) -> int:
     """Show whether the resident runs, and its nodes; exit code 1 if it does not run."""
-    from shardhub.usecases.resident import resident_status
+    from shardhub.usecases.resident_process import resident_status
 
     place = machine.place()
     current = resident_status(place)
@@ -168,7 +177,7 @@ def status(machine: PlaceFlags, output: Output) -> int:
 
 def logs(machine: PlaceFlags, output: Output) -> int:
     """Print the log of a resident that runs in the background."""
-    from shardhub.usecases.resident import resident_log
+    from shardhub.usecases.resident_process import resident_log
 
     text = resident_log(machine.place())
     print(json.dumps({"log": text}) if output.as_json else text, end="\n" if output.as_json else "")
@@ -259,7 +268,8 @@ def _log_with_dates(*, is_debugging: bool) -> None:
     for handler in root.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if not is_debugging:
-        logging.getLogger("shardhub.resident").setLevel(logging.INFO)
+        for name in ("resident", "discovery", "usecases.companions", "security.desk"):
+            logging.getLogger(f"shardhub.{name}").setLevel(logging.INFO)
 
 
 resident_app = make_group(

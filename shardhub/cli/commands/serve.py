@@ -76,6 +76,12 @@ class ListenFlags:
     insecure_metrics: Annotated[
         bool, typer.Option("--insecure-metrics", help="Serve --metrics off loopback, on a network you trust.")
     ] = False
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            "--health-port", help="Port for a supervisor's health checks (gRPC, without TLS).", min=0, max=65535
+        ),
+    ] = None
 
 
 @flags("Weight files of neighbours")
@@ -145,6 +151,7 @@ def serve(
         shutdown_timeout_s=capacity.shutdown_timeout,
         metrics=listening.metrics,
         insecure_metrics=listening.insecure_metrics,
+        health_port=listening.health_port,
         allow_sleep=capacity.allow_sleep,
         follow=stage.follow,
         follow_interval_s=stage.follow_interval,
@@ -186,6 +193,8 @@ def _tell(facts: NodeFacts, host: str) -> None:
         note(f"one session per step: {facts.batch_refusal}")
     if facts.metrics is not None:
         note(f"metrics at http://{facts.metrics}/metrics")
+    if facts.health is not None:
+        note(f"health checks at {facts.health}")
 
 
 def _record(facts: NodeFacts) -> dict[str, object]:
@@ -201,6 +210,7 @@ def _record(facts: NodeFacts) -> dict[str, object]:
         "tls": facts.tls_name,
         "boot_id": facts.boot_id,
         "metrics": facts.metrics,
+        "health": facts.health,
         "inexact": facts.inexact,
         "shares": facts.shares,
     }

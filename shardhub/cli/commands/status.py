@@ -110,13 +110,8 @@ def render(seen: ChainStatus) -> Group:
         table.add_column(column, no_wrap=column != "node", overflow="fold")
     for column in ("sessions", "KV", "queue", "rows", "compute", "wait", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
-    for index, node in enumerate(seen.nodes):
-        row = _cells(node, is_slowest=index == seen.slowest)
-        table.add_row(*map(Text, row), style="bold" if index == seen.slowest else "red" if node.reading.error else "")
-    for index in seen.unserved:
-        stage = seen.manifest.stages[index]
-        cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "no node serves it"]
-        table.add_row(*cells, style="red")
+    for cells, style in _rows(seen):
+        table.add_row(*map(Text, cells), style=style)
     lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(seen.limit)]
     if seen.problem is not None and (hint := _hint(seen, seen.problem)):
         lines.append(Text(f"Try: {hint}"))
@@ -156,6 +151,19 @@ def _watch(live: LiveStatus) -> ChainStatus:
         except KeyboardInterrupt:
             pass
     return seen
+
+
+def _rows(seen: ChainStatus) -> list[tuple[list[str], str]]:
+    """Cells and style of each row, in stage order; nodes that serve none of the stages come last."""
+    rows = []
+    for index, node in enumerate(seen.nodes):
+        is_slowest, first = index == seen.slowest, node.reading.first
+        style = "bold" if is_slowest else "red" if node.reading.error else ""
+        rows.append((len(seen.manifest.stages) if first is None else first, _cells(node, is_slowest=is_slowest), style))
+    for index in seen.unserved:
+        stage = seen.manifest.stages[index]
+        rows.append((index, [str(index), f"{stage.start}-{stage.stop - 1}", "-", "no node serves it"], "red"))
+    return [(cells, style) for _, cells, style in sorted(rows, key=lambda row: row[0])]
 
 
 def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:

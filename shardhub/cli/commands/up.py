@@ -15,7 +15,8 @@ from shardhub.cli.terminal import Terminal, confirm, note
 from shardhub.sizes import rate_text, size_text
 
 if TYPE_CHECKING:
-    from shardhub.usecases.cluster import ClusterSettings, ServedPipeline
+    from shardhub.usecases.cluster import ClusterSettings
+    from shardhub.usecases.cluster_view import ServedPipeline
     from shardhub.usecases.fitting import Fitting
     from shardhub.usecases.up_plan import PlacingSettings
 

@@ -49,7 +49,7 @@ def test_the_chain_comes_back_by_itself(visit) -> None:
 def test_without_streams_the_page_asks(browser, gateway) -> None:
     """Where a proxy holds back streams, the page polls."""
     visit = Visit(browser, gateway.url)
-    visit.page.route("**/shardhub/events", lambda route: route.abort())
+    visit.page.route("**/shardhub/events*", lambda route: route.abort())
     with visit:
         visit.page.wait_for_selector("#live[data-state=polling]")
         visit.said.clear()

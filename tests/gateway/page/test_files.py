@@ -47,6 +47,15 @@ def test_page_links_files_that_are_there() -> None:
     assert {path.relative_to(ASSETS).as_posix() for path in ASSETS.rglob("*") if path.is_file()} == set(assets())
 
 
+def test_each_language_is_there() -> None:
+    """Every language that the page may load is among its files, and no other."""
+    text = (ASSETS / "js" / "colours.js").read_text()
+    named = set(re.findall(r"^  (\w+): \[", text, re.MULTILINE))
+    folder = VENDOR / "highlight" / "languages"
+    there = {path.name.removesuffix(".min.js") for path in folder.iterdir()}
+    assert named == there
+
+
 @pytest.mark.parametrize("path", ["/", "/page/js/main.js", "/page/css/chat.css", "/page/vendor/purify.min.js"])
 def test_files_come_with_a_strict_policy(http, path) -> None:
     """The policy allows loading from the gateway only, no inline code, no framing, and no referrer."""

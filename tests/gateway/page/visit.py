@@ -77,6 +77,14 @@ class Visit:
 
         self.page.route("**/v1/chat/completions", narrowed)
 
+    def remember(self, *answers: str) -> None:
+        """Open a kept conversation with these answers, without asking a model."""
+        messages = [part for text in answers for part in ({"role": "user", "content": "?"}, _answer(text))]
+        stored = json.dumps({"id": "kept", "created": 0, "changed": 0, "system": "", "messages": messages})
+        self.page.evaluate("text => localStorage.setItem('shardhub.conversation.kept', text)", stored)
+        self.page.reload()
+        self.page.wait_for_selector(".message.assistant .tools")
+
     def go_on(self) -> None:
         """Make the model go on to the limit of tokens, past its own end."""
 
@@ -108,3 +116,7 @@ class Visit:
             "Object.keys(localStorage).filter(k => k.startsWith('shardhub.conversation.')).map(k => localStorage[k])"
         )
         return [json.loads(text) for text in stored]
+
+
+def _answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, "reasoning": "", "finish": "stop"}

@@ -1,5 +1,6 @@
 // The view of the chain: its stages in order, the links between them, and events.
 import { $, icon, make, say } from "./dom.js";
+import { nameOf } from "./readings.js";
 import { bytes, clock, short } from "./units.js";
 
 const WORDS = { ready: "Ready", lost: "Lost", quiet: "No news", unknown: "Connecting" };
@@ -40,9 +41,23 @@ export class ChainView {
     this.#health = lost.length || state.problem ? "lost" : places.some((place) => place.nodes.some((n) => n.health === "lost")) ? "quiet" : "ready";
     this.#sum = lost.length ? `: ${lost.join(", ")} lost` : this.#health === "ready" ? ": ready" : ": a node is lost";
     this.#dot();
+    this.#showMachines(state.machines);
     this.happened(state.events ?? []);
   }
 
+  /** Show each machine with what it serves, of all models. */
+  #showMachines(machines) {
+    const text = JSON.stringify(machines);
+    if (text === this.#machines) return;
+    this.#machines = text;
+    $("machines").replaceChildren(
+      ...machines.map(({ name, serves }) =>
+        make("li", {}, make("b", {}, name), ...serves.map((served) => make("span", {}, `${served.model}: ${nameOf(served.stages).toLowerCase()}, ${layersOf(served.layers)}`))),
+      ),
+    );
+  }
+
+  #machines = "";
   #health = "unknown";
   #sum = ": connecting";
 
@@ -83,7 +98,7 @@ export class ChainView {
         this.#cards.set(`${place.id}@${node.at}`, card);
         item.append(card.root);
       }
-      if (index < places.length - 1) item.append(make("p", { class: "hop", id: `hop-${index}` }));
+      if (places[index + 1]?.chain === place.chain) item.append(make("p", { class: "hop", id: `hop-${index}` }));
       items.push(item);
     });
     $("stages").replaceChildren(...items);
@@ -114,8 +129,7 @@ export class ChainView {
 }
 
 function cardOf(place, node) {
-  const [start, stop] = place.layers;
-  const layers = stop - start === 1 ? `layer ${start}` : `layers ${start}–${stop - 1}`;
+  const layers = layersOf(place.layers);
   const card = {
     health: make("span", { class: "health" }),
     about: make("p", { class: "node-about" }),
@@ -130,13 +144,15 @@ function cardOf(place, node) {
     "div",
     { class: "stage" },
     make("div", { class: "stage-top" }, make("span", { class: "name" }, place.name), make("span", { class: "layers" }, layers), card.health),
-    make("p", { class: "node" }, node.at),
+    make("p", { class: "node" }, node.machine),
     card.about,
     card.figures,
     card.memory,
   );
   return card;
 }
+
+const layersOf = ([start, stop]) => (stop - start === 1 ? `layer ${start}` : `layers ${start}–${stop - 1}`);
 
 function hopText(place) {
   const parts = [];

@@ -15,8 +15,12 @@ export class Chat {
   /**
    * @param changed Called when the conversation was changed and saved.
    * @param failed Called with errors that do not concern one answer.
+   * @param model Returns the name of the model that is to answer.
+   * @param areSeveral Returns whether the user can choose among several.
    */
-  constructor({ changed, failed }) {
+  constructor({ changed, failed, model, areSeveral }) {
+    this.model = model;
+    this.areSeveral = areSeveral;
     this.changed = changed;
     this.failed = failed;
     const scroll = $("scroll");
@@ -43,7 +47,7 @@ export class Chat {
     this.conversation = conversation;
     const views = conversation.messages.map((message, index) => {
       if (message.role === "user") return userMessage(message, { onEdit: (text) => this.#edit(index, text) });
-      const view = new AnswerView(message, { onAgain: () => this.again(index) });
+      const view = this.#viewOf(message, index);
       view.end();
       return view.root;
     });
@@ -68,6 +72,15 @@ export class Chat {
     this.#ask();
   }
 
+  /** Let the last answer go on, which ended at the most tokens allowed. */
+  goOn() {
+    const message = this.conversation.messages.at(-1);
+    this.stop();
+    delete message.finish;
+    delete message.error;
+    this.#ask(message);
+  }
+
   /** Stop the answer in progress. The text so far is kept. */
   stop() {
     this.#stopping?.abort();
@@ -84,22 +97,40 @@ export class Chat {
     if (this.isAnswering) this.#view.hold(isHeld);
   }
 
-  async #ask() {
+  #viewOf(message, index) {
+    return new AnswerView(message, {
+      onAgain: () => this.again(index),
+      onGoOn: () => this.goOn(),
+      canGoOn: () => message === this.conversation.messages.at(-1) && this.#used() < (this.#context ?? Infinity),
+    });
+  }
+
+  /**
+   * Ask for an answer to the conversation.
+   *
+   * @param continued The last answer, if it is to go on; a new one is begun without it.
+   */
+  async #ask(continued = null) {
     const { conversation } = this;
-    const message = { role: "assistant", content: "", reasoning: "" };
+    const message = continued ?? { role: "assistant", content: "", reasoning: "" };
     const asked = conversation.messages.filter((m) => m.role === "user" || m.content).map(({ role, content }) => ({ role, content }));
     if (conversation.system.trim()) asked.unshift({ role: "system", content: conversation.system });
-    conversation.messages.push(message);
+    if (!continued) conversation.messages.push(message);
+    const how = continued ? { continue_final_message: true, add_generation_prompt: false } : {};
+    const model = this.model();
+    if (this.areSeveral()) message.model = model;
     this.#keep(conversation);
     this.show(conversation);
     const index = conversation.messages.length - 1;
-    const view = new AnswerView(message, { onAgain: () => this.again(index) });
+    const view = this.#viewOf(message, index);
     $("messages").lastElementChild.replaceWith(view.root);
     const stopping = new AbortController();
     this.#stopping = stopping;
     this.#view = view;
     this.#busy(true);
     this.#toEnd(true);
+    if (continued) view.grow(() => this.#toEnd());
+    const numBefore = continued?.stats?.numTokens ?? 0;
     const started = performance.now();
     const times = { first: null, last: null };
     let numParts = 0;
@@ -107,7 +138,7 @@ export class Chat {
     // Estimated tokens of the prompt until they are counted: the previous count, and four characters per token.
     let numPrompt = this.#used() + Math.ceil(asked.at(-1).content.length / 4);
     try {
-      for await (const part of answerTo({ messages: asked, ...sampling() }, stopping.signal)) {
+      for await (const part of answerTo({ ...(model ? { model } : {}), messages: asked, ...sampling(), ...how }, stopping.signal)) {
         if (part.progress) {
           view.progress(...part.progress);
           numPrompt = part.progress[1];
@@ -130,6 +161,7 @@ export class Chat {
       }
     }
     message.stats = statsOf(times, started, usage, numParts, numPrompt);
+    message.stats.numTokens += numBefore;
     view.end();
     this.#keep(conversation);
     if (this.#stopping === stopping) {

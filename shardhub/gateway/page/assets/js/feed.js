@@ -17,10 +17,12 @@ export class Feed {
   #reportedMode = "";
 
   /**
+   * @param model Returns the name of the model whose chain is watched; empty for the first one.
    * @param onState Called with each state.
    * @param onMode Called with the mode: connecting, live, polling, silent, or locked (a key is needed).
    */
-  constructor({ onState, onMode }) {
+  constructor({ model, onState, onMode }) {
+    this.model = model;
     this.onState = onState;
     this.onMode = onMode;
   }
@@ -41,6 +43,11 @@ export class Feed {
     this.#control.abort();
   }
 
+  #path(name) {
+    const model = this.model();
+    return `/shardhub/${name}${model ? `?model=${encodeURIComponent(model)}` : ""}`;
+  }
+
   async #run() {
     for (;;) {
       this.#control = new AbortController();
@@ -59,7 +66,7 @@ export class Feed {
   }
 
   async #stream(signal) {
-    const answer = await call("/shardhub/events", { signal });
+    const answer = await call(this.#path("events"), { signal });
     // A buffering proxy passes nothing on.
     const watch = setInterval(() => {
       if (performance.now() - this.#lastAt > 4 * SILENT_MS) {
@@ -80,7 +87,7 @@ export class Feed {
     const started = performance.now();
     while (performance.now() - started < STREAM_AGAIN_MS) {
       const limit = AbortSignal.any([signal, AbortSignal.timeout(ASK_TIMEOUT_MS)]);
-      this.#came(await (await call("/shardhub/state", { signal: limit })).json(), "polling");
+      this.#came(await (await call(this.#path("state"), { signal: limit })).json(), "polling");
       await pause(POLL_MS);
     }
     this.#failures = 0;

@@ -5,6 +5,7 @@ import { Chat } from "./chat.js";
 import * as conversations from "./conversations.js";
 import { $, icon, make, say, withCode } from "./dom.js";
 import { Feed } from "./feed.js";
+import { Models } from "./models.js";
 import { Plots } from "./plots.js";
 import { Readings } from "./readings.js";
 import * as settings from "./settings.js";
@@ -13,8 +14,16 @@ import { closeSide, openSide, setUpSides } from "./sides.js";
 const chainView = new ChainView();
 const readings = new Readings();
 const plots = new Plots();
-const chat = new Chat({ changed: list, failed });
-let model = "";
+const models = new Models({
+  changed: () => {
+    banner(null);
+    feed.again();
+    learn();
+    $("input").focus();
+  },
+  lost: (before, now) => banner(`${before} is no longer served here. ${now} answers from now on.`),
+});
+const chat = new Chat({ changed: list, failed, model: () => models.chosen, areSeveral: () => models.areSeveral });
 
 const dialog = settings.setUp({
   conversation: () => chat.conversation,
@@ -27,12 +36,15 @@ const dialog = settings.setUp({
 });
 
 const feed = new Feed({
+  model: () => models.chosen,
   onState(state) {
+    models.show(state.models);
+    if (state.model !== models.chosen) return; // of the model that was chosen before
     const places = readings.read(state);
     chainView.show(state, places);
     plots.add(state, places);
     chat.hold(state.problem !== null);
-    named(state.model, state.context);
+    named(state.context);
     const num = new Set(state.stages.flatMap((stage) => stage.stages)).size;
     const text = `${state.model} runs here in ${num} ${num === 1 ? "stage" : "stages"}, one after the other. Each token of an answer passes through all of them; watch the chain while you ask.`;
     say($("welcome-text"), text);
@@ -40,17 +52,17 @@ const feed = new Feed({
   onMode: (mode) => chainView.mode(mode),
 });
 
-function named(name, context) {
-  model = name;
-  say($("model"), name);
-  document.title = `${name} – shardhub`;
+function named(context) {
+  document.title = models.chosen ? `${models.chosen} – shardhub` : "shardhub";
   chat.context = context;
 }
 
 async function learn() {
   try {
-    const found = (await (await call("/v1/models")).json()).data[0];
-    named(found.id, found.max_model_len);
+    const { data } = await (await call("/v1/models")).json();
+    models.show(data.map(({ id }) => ({ name: id })));
+    const chosen = data.find(({ id }) => id === models.chosen);
+    if (chosen) named(chosen.max_model_len);
   } catch (error) {
     failed(error);
   }
@@ -145,8 +157,8 @@ $("form").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", () => chat.stop());
 $("new").addEventListener("click", begin);
-$("export-json").addEventListener("click", () => conversations.exportJson(chat.conversation, model));
-$("export-markdown").addEventListener("click", () => conversations.exportMarkdown(chat.conversation, model));
+$("export-json").addEventListener("click", () => conversations.exportJson(chat.conversation, models.chosen));
+$("export-markdown").addEventListener("click", () => conversations.exportMarkdown(chat.conversation, models.chosen));
 $("open-settings").addEventListener("click", () => dialog.open());
 $("open-help").addEventListener("click", () => $("help").showModal());
 for (const idea of document.querySelectorAll(".idea")) {

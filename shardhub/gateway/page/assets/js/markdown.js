@@ -1,5 +1,7 @@
 // Converts the model's Markdown to elements. It is untrusted: DOMPurify always sanitizes the HTML that marked makes.
+import { colour } from "./colours.js";
 import { copy, make } from "./dom.js";
+import { showFormula } from "./formulas.js";
 
 const { marked } = globalThis;
 const purify = globalThis.DOMPurify;
@@ -12,6 +14,9 @@ const ATTRIBUTES = ["href", "title", "start", "class", "align"];
 const SIDES = new Set(["left", "center", "right"]);
 // Formulas as models write them: \\( \\), \\[ \\] and $$ $$.
 const FORMULA = /^(?:\\\([\s\S]+?\\\)|\\\[[\s\S]+?\\\]|\$\$[\s\S]+?\$\$)/;
+const FORMULA_LINES = /^ {0,3}(\\\[[\s\S]+?\\\]|\$\$[\s\S]+?\$\$)[ \t]*(?:\n|$)/;
+// Classes that are kept: the language of code, the mark of a formula, and the colours of code.
+const CLASSES = /^(?:language-[\w+#.-]{1,30}|formula|(?:hljs-[\w-]+|[\w-]+_)(?: (?:hljs-[\w-]+|[\w-]+_))*)$/;
 const LINK = /^(?:https?:|mailto:)/i;
 
 const escape = (text) =>
@@ -24,7 +29,7 @@ marked.use({
   breaks: false,
   extensions: [
     {
-      // Shown unchanged: Markdown would remove backslashes and read stars and underscores as emphasis.
+      // Markdown would remove its backslashes and read stars and underscores as emphasis.
       name: "formula",
       level: "inline",
       start: (text) => /\\\(|\\\[|\$\$/.exec(text)?.index,
@@ -32,7 +37,18 @@ marked.use({
         const match = FORMULA.exec(text);
         return match ? { type: "formula", raw: match[0] } : undefined;
       },
-      renderer: ({ raw }) => escape(raw),
+      renderer: ({ raw }) => `<code class="formula">${escape(raw)}</code>`,
+    },
+    {
+      // On lines of its own, where a line that begins with a minus would be an item of a list.
+      name: "formulaLines",
+      level: "block",
+      start: (text) => /^ {0,3}(?:\\\[|\$\$)/m.exec(text)?.index,
+      tokenizer(text) {
+        const match = FORMULA_LINES.exec(text);
+        return match ? { type: "formulaLines", raw: match[0], formula: match[1] } : undefined;
+      },
+      renderer: ({ formula }) => `<p><code class="formula">${escape(formula)}</code></p>`,
     },
   ],
   renderer: {
@@ -62,7 +78,7 @@ purify.addHook("afterSanitizeAttributes", (element) => {
     element.setAttribute("rel", "noopener noreferrer nofollow");
   }
   if (element.hasAttribute("align") && !SIDES.has(element.getAttribute("align"))) element.removeAttribute("align");
-  if (element.hasAttribute("class") && !/^language-[\w+#.-]{1,30}$/.test(element.className)) element.removeAttribute("class");
+  if (element.hasAttribute("class") && !CLASSES.test(element.className)) element.removeAttribute("class");
 });
 
 /** Convert Markdown to a fragment that is safe to show. */
@@ -72,11 +88,13 @@ export function render(text) {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOWED_URI_REGEXP: LINK,
+    ADD_URI_SAFE_ATTR: ["align", "start"], // every other attribute must look like a link to be kept
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
   });
   for (const pre of fragment.querySelectorAll("pre")) frameCode(pre);
+  for (const formula of fragment.querySelectorAll("code.formula")) showFormula(formula);
   for (const table of fragment.querySelectorAll("table")) {
     const frame = make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" });
     table.replaceWith(frame);
@@ -99,4 +117,5 @@ function frameCode(pre) {
   pre.setAttribute("role", "region");
   pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
   frame.append(pre);
+  if (language && pre.firstElementChild) colour(pre.firstElementChild, language);
 }

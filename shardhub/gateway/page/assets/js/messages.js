@@ -56,8 +56,15 @@ export class AnswerView {
   #cost = 0;
   #pending = 0;
 
-  constructor(message, { onAgain }) {
+  /**
+   * @param onAgain Called when the answer is to be made again.
+   * @param onGoOn Called when it is to go on after the most tokens allowed.
+   * @param canGoOn Returns whether it can.
+   */
+  constructor(message, { onAgain, onGoOn, canGoOn }) {
     this.message = message;
+    this.onGoOn = onGoOn;
+    this.canGoOn = canGoOn;
     this.text = make("div", { class: "text" });
     this.wait = make("p", { class: "thinking-now" }, "Reading the prompt");
     this.reasoning = make("details", { class: "reasoning", hidden: true }, make("summary", {}, "Reasoning"), make("div", { class: "text" }));
@@ -110,7 +117,7 @@ export class AnswerView {
     const parts = [];
     if (message.error) parts.push(make("p", { class: "failure", role: "alert" }, ...withCode(message.error)));
     else if (message.finish === "stopped") parts.push(make("p", { class: "note" }, "Stopped."));
-    else if (message.finish === "length") parts.push(make("p", { class: "note" }, "It ended at the most tokens allowed; settings can allow more."));
+    else if (message.finish === "length") parts.push(make("p", { class: "note" }, "It ended at the most tokens allowed. Continue it, or allow more in the settings."));
     else if (!message.content && !message.reasoning) parts.push(make("p", { class: "note" }, "The model said nothing."));
     this.foot.before(...parts);
     const copyButton = textButton("Copy", "Copy the answer", async () => {
@@ -119,15 +126,21 @@ export class AnswerView {
       setTimeout(() => (copyButton.textContent = "Copy"), 1500);
     });
     this.foot.replaceChildren(
-      ...[message.content ? copyButton : null, textButton(message.error ? "Try again" : "Again", "Answer again", this.onAgain), stats(message.stats)].filter(Boolean),
+      ...[
+        message.finish === "length" && message.content && this.canGoOn() ? textButton("Continue", "Continue the answer", this.onGoOn) : null,
+        message.content ? copyButton : null,
+        textButton(message.error ? "Try again" : "Again", "Answer again", this.onAgain),
+        stats(message.stats, message.model),
+      ].filter(Boolean),
     );
   }
 }
 
-function stats(found) {
-  if (!found?.numTokens) return null;
-  const parts = [`${found.isCounted ? "" : "about "}${found.numTokens} ${found.numTokens === 1 ? "token" : "tokens"}`];
-  if (found.tokensPerS) parts.unshift(`${short(found.tokensPerS)} tokens/s`);
-  if (Number.isFinite(found.firstMs)) parts.push(`first after ${duration(found.firstMs)}`);
+function stats(counted, model) {
+  if (!counted?.numTokens) return null;
+  const parts = [`${counted.isCounted ? "" : "about "}${counted.numTokens} ${counted.numTokens === 1 ? "token" : "tokens"}`];
+  if (counted.tokensPerS) parts.unshift(`${short(counted.tokensPerS)} tokens/s`);
+  if (Number.isFinite(counted.firstMs)) parts.push(`first after ${duration(counted.firstMs)}`);
+  if (model) parts.unshift(model);
   return make("span", { class: "stats" }, parts.join(" · "));
 }

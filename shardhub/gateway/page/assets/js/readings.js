@@ -9,9 +9,11 @@ export class Readings {
   read(state) {
     const nodes = new Map(state.nodes.map((node) => [node.at, node]));
     const places = new Map();
+    const areSeveral = state.stages.some((stage) => stage.chain > 0);
     for (const stage of state.stages) {
-      const id = stage.stages.join();
-      if (!places.has(id)) places.set(id, { id, name: nameOf(stage.stages), layers: stage.layers, next: stage.next, nodes: [] });
+      const id = `${stage.chain}:${stage.stages.join()}`;
+      const name = areSeveral ? `Chain ${stage.chain}, ${nameOf(stage.stages).toLowerCase()}` : nameOf(stage.stages);
+      if (!places.has(id)) places.set(id, { id, chain: stage.chain, name, layers: stage.layers, next: stage.next, nodes: [] });
       places.get(id).nodes.push(this.#node(stage, nodes.get(stage.at)));
     }
     const found = [...places.values()];
@@ -33,6 +35,7 @@ export class Readings {
     const budget = (load.weight_bytes ?? 0) + (load.kv_budget_bytes ?? 0);
     const found = {
       at: stage.at,
+      machine: stage.machine,
       health: !node ? "quiet" : node.alive ? "ready" : "lost",
       error: node?.error ?? null,
       about: about(node),
@@ -63,7 +66,7 @@ export class Readings {
   }
 }
 
-const nameOf = (stages) => (stages.length === 1 ? `Stage ${stages[0]}` : `Stages ${stages[0]} to ${stages.at(-1)}`);
+export const nameOf = (stages) => (stages.length === 1 ? `Stage ${stages[0]}` : `Stages ${stages[0]} to ${stages.at(-1)}`);
 
 function about(node) {
   if (!node) return "";

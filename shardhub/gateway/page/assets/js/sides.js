@@ -20,7 +20,6 @@ export function closeSide() {
 export function openSide(side, button) {
   if (open) closeSide();
   if (getComputedStyle(side).position !== "fixed") {
-    side.tabIndex = -1;
     side.focus();
     return;
   }

@@ -1,0 +1,1 @@
+"""Finding the other machines of a cluster: what is announced on the local network, and which address to take."""
