@@ -87,13 +87,14 @@ def machines(api: HfApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
         cache = {"SHARDHUB_CACHE": str(folder / f"{name}-cache")}
         return member(cluster, folder, name, seeds=seeds, env=cache)
 
-    started = [start(NAMES[0]).wait_ready()]
-    started += [start(name, started[0].address) for name in NAMES[1:]]
+    started: list[ResidentProcess] = []
     try:
-        for machine in started[1:]:
-            machine.wait_ready()
-        with started[0].cluster() as seen:
-            wait_until(lambda: reached(seen.own().members) == set(NAMES[1:]))
+        for name in NAMES:  # loopback addresses are not handed on, so each calls all before it
+            started.append(start(name, *(machine.address for machine in started)))
+            started[-1].wait_ready()
+        for machine, name in zip(started, NAMES, strict=True):
+            with machine.cluster() as seen:
+                wait_until(lambda seen=seen, others={*NAMES} - {name}: reached(seen.own().members) == others)
         yield started
     finally:
         end_all(started)
@@ -155,8 +156,12 @@ def test_an_interrupted_up_orders_nothing_and_the_next_one_goes_on(
     env = {**os.environ, "SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
     words = ["up", model, "--name", "killed", "--yes", *(word for each in THREE for word in ("--on", each))]
     process = forks.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    lines = iter(process.stderr.readline, "")
-    assert any("checking that the chain" in line for line in lines)
+    said = []
+    for line in iter(process.stderr.readline, ""):
+        said.append(line)
+        if "checking that the chain" in line:
+            break
+    assert "checking that the chain" in said[-1], said
     process.kill()
     process.wait()
     process.stdout.close()
