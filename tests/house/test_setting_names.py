@@ -35,6 +35,7 @@ _NOT_OF_THE_LIBRARY = {
     "end_cluster": "of `shardhub cluster leave`, which the library does not offer",
     "false": "a JSON schema",
     "life": "of `shardhub cluster invite`, which the library does not offer",
+    "on": "of `shardhub up`, which the library does not offer",
     "public_url": "of `shardhub hub serve`, which the library does not offer",
     "open_head": "a function of the library",
     "serve_only": "of `shardhub join`, which the library does not offer",

@@ -13,6 +13,7 @@ from shardhub.usecases.cluster_place import ClusterPlace
 from shardhub.usecases.open_gateway import open_gateway
 from shardhub.usecases.start_head import HeadSettings
 from tests import cut
+from tests.gateway.conftest import save_model
 from tests.residents import ResidentProcess, deployed, end_all
 from tests.waiting import wait_until
 
@@ -25,7 +26,7 @@ def models(url: str) -> list[str]:
 
 def test_a_gateway_follows_what_is_up(tmp_path) -> None:
     """A pipeline that is ordered is served under its name, on a machine by name; taken down, it is served no longer."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,)).folder
+    pipeline = cut.cut(save_model(tmp_path / "model"), tmp_path / "out", (3,)).folder
     resident = ResidentProcess(tmp_path / "state", options=("--name", "studio")).wait_ready()
     try:
         with resident.cluster() as cluster:
