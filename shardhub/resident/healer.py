@@ -89,7 +89,10 @@ class Healer:
         """Place a deployment again; returns why it was not, None if it was or another machine does it."""
         own, healer = sights[0].name, healer_of(sights)
         if deployment.placed is None:
-            return "They are not placed on others: no other machine can read it, or it was brought up with shardhub up --no-heal."
+            return (
+                "They are not placed on others: no other machine can read it, "
+                "or it was brought up with shardhub up --no-heal."
+            )
         if healer is None:
             return (
                 f"{own} does not see most of the members, so it places nothing again: the others may be well. See "
