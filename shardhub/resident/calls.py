@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.machine import Introduction, KnownOrders, MachineState
 from shardhub.resident.order import Order
 from shardhub.resident.reading import ReadReport
@@ -41,8 +42,11 @@ class ResidentLink(Protocol):
     async def probe(self, payload: bytes) -> None:
         """Have a payload answered at once."""
 
-    def read_files(self, order: FileOrder) -> AsyncIterator[ReadReport]:
+    def read_files(self, order: FileOrder, access: HubAccess) -> AsyncIterator[ReadReport]:
         """Have weight files read into the machine's cache; the last report has their sha256.
+
+        Args:
+            access: The Hub that has their source, for a machine whose environment names another one.
 
         The end of the iteration ends the reading; the next one for the same files continues it.
         """

@@ -17,6 +17,7 @@ from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Digest, Document, Size
 from shardhub.naming import PLAIN_FILE_PATTERN
 from shardhub.placing.wishes import Wishes
 from shardhub.planning.plan import LayerCosts, ModelCosts
+from shardhub.resident.hub_access import HubUrl
 from shardhub.security.certificates import NAME_PATTERN
 
 MAX_DEPLOYMENTS = 256
@@ -144,10 +145,11 @@ class Deployment(Document):
             order.
         borders: Layers at which its shards begin, and its number of layers; if empty, those of the assignments.
         assignments: Which machines serve it; empty when it is not served any more.
+        hub: URL of the Hub that `place`, or the source of the model, is on.
         placed: By which the layers of a machine that is gone are placed on others; None leaves them unserved.
     """
 
-    omitted_when_empty = ("placed",)
+    omitted_when_empty = ("hub", "placed")
 
     kind: Literal["shardhub-deployment"] = "shardhub-deployment"
     format_version: Literal[1] = 1
@@ -160,6 +162,7 @@ class Deployment(Document):
     capacity: Capacity = Capacity()
     borders: Annotated[tuple[Layer, ...], Field(max_length=MAX_STAGES + 1)] = ()
     assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_STAGES * MAX_REPLICAS)] = ()
+    hub: HubUrl | None = None
     placed: PlacedModel | None = None
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from shardhub.naming import MANIFEST_FILE
 from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.regular_files import read_file
 from shardhub.resident.deployments import HANDED_ON, Deployment, Deployments
+from shardhub.resident.hub_access import HubAccess, HubToken, HubUrl
 from shardhub.resident.machine import KnownMachine, LeftMachines, Report
 from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
 from shardhub.whole_files import write_whole
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 4 << 20
 _MEMBERS_FILE = "members.json"
+_TOKENS_FILE = "hub_tokens.json"
+_MAX_HUBS = 256
 _PRIVATE = 0o700
 
 D = TypeVar("D", bound=Document)
@@ -37,6 +40,14 @@ class MembersFile(Report):
     format_version: Literal[1] = 1
     members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
     left: LeftMachines = ()
+
+
+class TokensFile(Report):
+    """Tokens that came with orders, by the URL of the Hub that each is for."""
+
+    kind: Literal["shardhub-hub-tokens"] = "shardhub-hub-tokens"
+    format_version: Literal[1] = 1
+    tokens: Annotated[dict[HubUrl, HubToken], Field(max_length=_MAX_HUBS)]
 
 
 class ClusterFolder:
@@ -98,14 +109,18 @@ class ClusterFolder:
         try:
             if deployment.place == HANDED_ON and deployment.pipeline_id is not None:
                 self._keep_documents(deployment.pipeline_id, order.documents)
+            if deployment.hub is not None and order.hub_token is not None:
+                self._keep_tokens({**self._tokens(), deployment.hub: order.hub_token})
             write_whole(self._deployments / f"{deployment.name}.json", encode(deployment), mode=0o600)
         except OSError as error:
             raise not_kept(f"The order for {deployment.name}", self.path, error) from error
 
     def order(self, deployment: Deployment) -> Order | None:
         """A kept order with its documents; None if they cannot be read."""
+        access = self.hub_access(deployment)
+        token = None if access is None else access.token
         if deployment.place != HANDED_ON or deployment.pipeline_id is None:
-            return Order(deployment=deployment)
+            return Order(deployment=deployment, hub_token=token)
         folder = self._manifests / deployment.pipeline_id
         try:
             documents = tuple(
@@ -113,7 +128,7 @@ class ClusterFolder:
                 for path in sorted(folder.rglob("*"))
                 if not path.is_dir()
             )
-            order = Order(deployment=deployment, documents=documents)
+            order = Order(deployment=deployment, documents=documents, hub_token=token)
             order.check()
         except (OSError, ShardhubError) as error:
             log.warning("the documents of %s cannot be handed on: %s", deployment.name, error)
@@ -121,11 +136,25 @@ class ClusterFolder:
         return order
 
     def forget_unused(self, deployments: Iterable[Deployment]) -> None:
-        """Remove the documents of pipelines that are not ordered any more."""
-        used = {deployment.pipeline_id for deployment in deployments}
+        """Remove the documents of pipelines that are not ordered any more, and the tokens of their Hubs."""
+        ordered = list(deployments)
+        used = {deployment.pipeline_id for deployment in ordered}
         for folder in self._manifests.iterdir():
             if folder.name not in used:
                 shutil.rmtree(folder, ignore_errors=True)
+        tokens = self._tokens()
+        kept = {hub: token for hub, token in tokens.items() if hub in {deployment.hub for deployment in ordered}}
+        if kept != tokens:
+            try:
+                self._keep_tokens(kept)
+            except OSError as error:
+                log.warning("%s", not_kept("The list of tokens", self.path, error))
+
+    def hub_access(self, deployment: Deployment) -> HubAccess | None:
+        """The Hub that a pipeline is fetched from, with the token that came with its order; None if none is named."""
+        if deployment.hub is None:
+            return None
+        return HubAccess(endpoint=deployment.hub, token=self._tokens().get(deployment.hub))
 
     def members(self) -> MembersFile:
         """The machines that were known, and the names of those that have left."""
@@ -139,6 +168,14 @@ class ClusterFolder:
             write_whole(self.path / _MEMBERS_FILE, encode(kept), mode=0o600)
         except OSError as error:
             log.warning("%s", not_kept("The list of members", self.path, error))
+
+    def _tokens(self) -> dict[str, str]:
+        path = self.path / _TOKENS_FILE
+        kept = self._read(TokensFile, path) if path.exists() else None
+        return {} if kept is None else kept.tokens
+
+    def _keep_tokens(self, tokens: dict[str, str]) -> None:
+        write_whole(self.path / _TOKENS_FILE, encode(TokensFile(tokens=tokens)), mode=0o600)
 
     def _keep_documents(self, pipeline_id: str, documents: Iterable[HandedDocument]) -> None:
         for document in documents:

@@ -11,6 +11,7 @@ from shardhub.errors import NodeUnreachable, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.calls import ResidentLink
 from shardhub.resident.deployments import Deployment
+from shardhub.resident.hub_access import MAX_TOKEN_CHARS, HubAccess
 from shardhub.resident.machine import Introduction, KnownOrders, MachineState
 from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
 from shardhub.resident.reading import MAX_REPORT_BYTES, ReadReport
@@ -112,10 +113,11 @@ class GrpcResidentLink:
         """Have a payload answered at once."""
         await self._call(self._stub.Probe, pb.ProbeMachineRequest(payload=payload), "measure the link")
 
-    async def read_files(self, order: FileOrder) -> AsyncIterator[ReadReport]:
+    async def read_files(self, order: FileOrder, access: HubAccess) -> AsyncIterator[ReadReport]:
         """Have weight files read; see `ResidentLink.read_files`."""
         self._check_trusted()
-        call = self._stub.ReadFiles(pb.ReadFilesRequest(order=encode(order)))
+        request = pb.ReadFilesRequest(order=encode(order), hub=access.endpoint, hub_token=access.token or "")
+        call = self._stub.ReadFiles(request)
         try:
             async for reply in call:
                 yield decode(ReadReport, reply.report, where=self._address, limit_bytes=MAX_REPORT_BYTES)
@@ -164,7 +166,7 @@ def _of_a_resident(error: ShardhubError, address: str) -> ShardhubError:
 def want_message(order: Order) -> pb.WantRequest:
     """An order as a message."""
     documents = [pb.NamedDocument(name=document.name, data=document.data) for document in order.documents]
-    return pb.WantRequest(deployment=encode(order.deployment), documents=documents)
+    return pb.WantRequest(deployment=encode(order.deployment), documents=documents, hub_token=order.hub_token or "")
 
 
 def order_value(message: pb.WantRequest, *, where: str) -> Order:
@@ -176,6 +178,7 @@ def order_value(message: pb.WantRequest, *, where: str) -> Order:
     order = Order(
         deployment=decode(Deployment, message.deployment, where=f"an order from {where}"),
         documents=tuple(HandedDocument(name=each.name, data=each.data) for each in message.documents),
+        hub_token=message.hub_token[:MAX_TOKEN_CHARS] or None,
     )
     order.check()
     return order

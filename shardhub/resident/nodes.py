@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import ResourceError, ShardhubError
 from shardhub.manifest import encode
 from shardhub.resident.deployments import Assignment, Deployment, Deployments
+from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.processes import Launcher, RunningNode, shorten
 from shardhub.resident.records import NodeRecord, NodeState, read_record
 from shardhub.resident.restarts import Restarts
@@ -62,7 +64,7 @@ class NodeOrder:
     @property
     def key(self) -> str:
         """A name for files: of two orders that differ in anything a node depends on, the keys differ."""
-        digest = hashlib.sha256(encode(self.deployment)).hexdigest()[:_DIGEST_CHARS]
+        digest = hashlib.sha256(encode(self.deployment.model_copy(update={"hub": None}))).hexdigest()[:_DIGEST_CHARS]
         replica = f".{self.assignment.replica}" if self.assignment.replica else ""
         return f"{self.pipeline}.{self.assignment.start}-{self.assignment.stop}{replica}.{digest}"
 
@@ -115,6 +117,7 @@ class Nodes:
         words: Makes the command of a node, without the program.
         launcher: Starts processes.
         clock: Time.
+        hub: The Hub that a node fetches from; None for that of this machine's environment.
     """
 
     def __init__(
@@ -124,7 +127,10 @@ class Nodes:
         words: Callable[[NodeOrder], Sequence[str]],
         launcher: Launcher,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        hub: Callable[[NodeOrder], HubAccess | None] = lambda _: None,
     ) -> None:
+        self._hub = hub
         self._machine = machine
         self._folder = folder
         self._words = words
@@ -169,7 +175,8 @@ class Nodes:
             self._begin_end(key, self._kept.pop(key).end())
         for key, order in orders.items():
             if key not in self._kept:
-                node = _KeptNode(order, self._folder, self._words(order), self._launcher, self._clock, self._changed)
+                start = partial(self._launcher.start, self._words(order), hub=self._hub(order))
+                node = _KeptNode(order, self._folder, start, self._launcher, self._clock, self._changed)
                 self._kept[key] = node
                 node.begin(after=self._ending.get(key))
         self._changed()
@@ -214,7 +221,7 @@ class _KeptNode:
         self,
         order: NodeOrder,
         folder: Path,
-        words: Sequence[str],
+        start: Callable[..., RunningNode],
         launcher: Launcher,
         clock: Clock,
         changed: Callable[[], None],
@@ -222,7 +229,7 @@ class _KeptNode:
         self.status = NodeStatus(order=order, phase=Phase.STARTING)
         self._record = folder / f"{order.key}{_RECORD}"
         self._log = folder / f"{order.key}.log"
-        self._words = words
+        self._start = start
         self._launcher = launcher
         self._clock = clock
         self._changed = changed
@@ -281,7 +288,7 @@ class _KeptNode:
         if self._running is not None:
             log.info("%s is taken over: process %d serves on", self.status.order.key, self._running.pid)
         else:
-            self._running = self._launcher.start(self._words, record=self._record, log=self._log)
+            self._running = self._start(record=self._record, log=self._log)
             self._set(phase=Phase.STARTING, record=None, num_starts=self.status.num_starts + 1)
         while True:
             is_over = not self._running.is_running

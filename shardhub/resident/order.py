@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shardhub.errors import FormatError
 from shardhub.manifest import Manifest, decode_identified
@@ -33,10 +33,12 @@ class Order:
 
     Attributes:
         documents: The files of the pipeline's folder, if its place is `HANDED_ON`; else empty.
+        hub_token: Token for the deployment's Hub; None if the member named none.
     """
 
     deployment: Deployment
     documents: tuple[HandedDocument, ...] = ()
+    hub_token: str | None = field(default=None, repr=False)
 
     def check(self) -> None:
         """Check that the documents are those of the pipeline.
@@ -45,6 +47,8 @@ class Order:
             FormatError: They are too many or too large, have no plain names, or are another pipeline's.
         """
         where = f"the order for {self.deployment.name}"
+        if self.hub_token is not None and self.deployment.hub is None:
+            raise FormatError(f"{where[:1].upper()}{where[1:]} has a token, and names no Hub that it is for.")
         names = [_check_path(document.name, where=where) for document in self.documents]
         size_bytes = sum(len(document.data) for document in self.documents)
         if len(set(names)) != len(names) or len(names) > MAX_DOCUMENTS or size_bytes > MAX_ORDER_BYTES:

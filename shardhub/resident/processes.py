@@ -13,6 +13,7 @@ from typing import IO, Protocol
 
 import psutil
 
+from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.records import RECORD_VARIABLE, NodeRecord
 
 # Of the log of a node's earlier processes, what is kept when another one starts.
@@ -40,11 +41,12 @@ class RunningNode(Protocol):
 class Launcher(Protocol):
     """Starts and finds processes of nodes."""
 
-    def start(self, words: Sequence[str], *, record: Path, log: Path) -> RunningNode:
+    def start(self, words: Sequence[str], *, record: Path, log: Path, hub: HubAccess | None = None) -> RunningNode:
         """Start a process that keeps a record at a path, and logs into a file.
 
         Args:
             words: The command, without the program.
+            hub: The Hub that it fetches from; None for that of this machine's environment.
         """
 
     def take_over(self, record: NodeRecord) -> RunningNode | None:
@@ -54,10 +56,11 @@ class Launcher(Protocol):
 class SystemLauncher:
     """Starts `shardhub` in processes of this system, which go on without this one."""
 
-    def start(self, words: Sequence[str], *, record: Path, log: Path) -> RunningNode:
+    def start(self, words: Sequence[str], *, record: Path, log: Path, hub: HubAccess | None = None) -> RunningNode:
         """Start a process; see `Launcher.start`."""
         shorten(log)
-        environment = {**os.environ, RECORD_VARIABLE: str(record)}
+        own = os.environ if hub is None else hub.environment(os.environ)
+        environment = {**own, RECORD_VARIABLE: str(record)}
         with log.open("ab") as output:
             return _Child(start_outliving(words, output, environment))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -40,10 +40,15 @@ class ReadReport(Report):
     failure: Failure | None = None
 
 
-async def read_files(order: FileOrder) -> AsyncGenerator[ReadReport, None]:
+async def read_files(
+    order: FileOrder, environment: Mapping[str, str] | None = None
+) -> AsyncGenerator[ReadReport, None]:
     """Read the files of an order into this machine's cache; the last report has their sha256.
 
     Whoever stops listening ends the reading. What is in the cache by then stays there.
+
+    Args:
+        environment: Of the process that reads; None takes this one's.
 
     Raises:
         ShardhubError: It failed.
@@ -54,6 +59,7 @@ async def read_files(order: FileOrder) -> AsyncGenerator[ReadReport, None]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=MAX_REPORT_BYTES,
+        env=environment,
     )
     assert process.stdin is not None
     assert process.stdout is not None

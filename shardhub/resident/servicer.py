@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from contextlib import aclosing
 from ipaddress import IPv6Address
 from typing import Any
 
 from shardhub.address import ip_of
-from shardhub.errors import AccessError, ShardhubError
+from shardhub.errors import AccessError, FormatError, ShardhubError
 from shardhub.manifest import decode, encode
+from shardhub.resident.hub_access import HUB_URL_PATTERN, MAX_TOKEN_CHARS, HubAccess
 from shardhub.resident.link import order_value, want_message
 from shardhub.resident.machine import Introduction
 from shardhub.resident.order import MAX_ORDER_BYTES
@@ -82,7 +85,10 @@ class MachineServicer(ResidentServicer):
         """Read weight files, and send how far that is; the end of the call ends it."""
         require(Role.MEMBER, "have files read")
         order = decode(FileOrder, request.order, where=_caller_name(context), limit_bytes=MAX_ORDER_BYTES)
-        async with aclosing(read_files(order)) as reports:
+        if re.fullmatch(HUB_URL_PATTERN, request.hub) is None:
+            raise FormatError(f"{_caller_name(context)} names a Hub by {request.hub[:200]!r}, which is not a URL.")
+        access = HubAccess(endpoint=request.hub, token=request.hub_token[:MAX_TOKEN_CHARS] or None)
+        async with aclosing(read_files(order, access.environment(os.environ))) as reports:
             async for report in reports:
                 await context.write(pb.ReadFilesReply(report=encode(report)))
 

@@ -13,6 +13,7 @@ from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.deployments import Deployment
+from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.machine import Introduction, KnownMachine, KnownOrders, MachineState
 from shardhub.resident.order import HandedDocument, Order
@@ -87,12 +88,15 @@ class Cluster:
         known = state.order(name)
         return (1 if known is None else known.counter + 1), state.name
 
-    def want(self, deployment: Deployment, documents: Sequence[HandedDocument] = ()) -> KnownOrders:
+    def want(
+        self, deployment: Deployment, documents: Sequence[HandedDocument] = (), *, hub_token: str | None = None
+    ) -> KnownOrders:
         """Give an order: this machine's resident takes it, and hands it on to all others.
 
         Args:
             deployment: Its counter and member come from `next_order`.
             documents: The files of the pipeline's folder, if it is published nowhere.
+            hub_token: Token for the deployment's Hub, for machines that have none of their own.
 
         Returns:
             The orders that the resident knows then: another one for this pipeline if somebody else gave that meanwhile.
@@ -101,7 +105,9 @@ class Cluster:
             AccessError: This machine gives no orders.
             ShardhubError: The order was not kept, or the resident does not answer.
         """
-        return self._loop.wait(self._link.want(Order(deployment=deployment, documents=tuple(documents))))
+        return self._loop.wait(
+            self._link.want(Order(deployment=deployment, documents=tuple(documents), hub_token=hub_token))
+        )
 
     def say_goodbye(self) -> None:
         """Tell all machines that answer that this one leaves the cluster for good.
@@ -112,7 +118,7 @@ class Cluster:
         self._loop.wait(self._say_goodbye())
 
     def read_files(
-        self, orders: Mapping[str, FileOrder], progress: Callable[[str, ReadReport], None]
+        self, orders: Mapping[str, FileOrder], access: HubAccess, progress: Callable[[str, ReadReport], None]
     ) -> dict[str, str]:
         """Have machines read weight files into their caches, all at once; returns the sha256 of the files by key.
 
@@ -120,12 +126,13 @@ class Cluster:
 
         Args:
             orders: What each machine reads, by its name.
+            access: The Hub that has the source, for machines whose environment names another one.
             progress: Called with a machine's name and its reports, from another thread.
 
         Raises:
             ShardhubError: A machine does not answer or cannot read its files; the message names it.
         """
-        return self._loop.wait(read_on_machines(self._link, self._dialer, orders, progress, self._clock))
+        return self._loop.wait(read_on_machines(self._link, self._dialer, orders, progress, self._clock, access=access))
 
     def watch(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[tuple[ClusterMachine, ...]]:
         """All machines, now and after each change, at most five times a second each.

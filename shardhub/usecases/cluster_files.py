@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
+from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.reach import reach
 from shardhub.resident.reading import ReadReport
 from shardhub.splitting.file_order import FileOrder
@@ -19,6 +20,8 @@ async def read_on_machines(
     orders: Mapping[str, FileOrder],
     progress: Callable[[str, ReadReport], None],
     clock: Clock = SYSTEM_CLOCK,
+    *,
+    access: HubAccess,
 ) -> dict[str, str]:
     """Have machines read weight files into their caches; returns the sha256 of the files by key.
 
@@ -27,6 +30,7 @@ async def read_on_machines(
         dialer: Connects to the others.
         orders: What each machine reads, by its name.
         progress: Called with a machine's name and its reports.
+        access: The Hub that has the source.
 
     Raises:
         ShardhubError: A machine does not answer or cannot read its files; the message names it. The others end, too.
@@ -40,7 +44,7 @@ async def read_on_machines(
         if name != own.name:
             link = await reach(dialer, name, addresses[name], clock=clock)
         try:
-            async for report in link.read_files(order):
+            async for report in link.read_files(order, access):
                 progress(name, report)
                 digests.update(report.digests or {})
         except ShardhubError as error:

@@ -149,7 +149,11 @@ async def _run(
         more=settings.node_options,
     )
     nodes = Nodes(
-        name, folder.nodes, lambda order: node_words(order, options, folder.manifest_folder), SystemLauncher()
+        name,
+        folder.nodes,
+        lambda order: node_words(order, options, folder.manifest_folder),
+        SystemLauncher(),
+        hub=lambda order: folder.hub_access(order.deployment),
     )
     gauge = MachineGauge(
         name,

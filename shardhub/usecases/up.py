@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.gather import cut_journal
 from shardhub.placing.cluster import Cluster as PlacingCluster
 from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment, PlacedModel
+from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.machine import UNMEASURED_BYTES_PER_S, as_placed, links_of
 from shardhub.resident.order import HandedDocument
 from shardhub.resident.reading import ReadReport
@@ -100,6 +102,7 @@ class Up:
 
     def __init__(self, cluster: Cluster, model: str | Path, settings: UpSettings, watcher: Watcher = SILENT) -> None:
         self._cluster = cluster
+        self._access = HubAccess.of_environment(os.environ)
         self._settings = settings
         self._watcher = watcher
         placeable = open_placeable(model, settings.cutting, watcher)
@@ -147,9 +150,10 @@ class Up:
                 }
             ),
             borders=(0, *(stage.stop for stage in manifest.stages)),
+            hub=self._access.endpoint,
             placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes) if heals else None,
         )
-        orders = self._cluster.want(deployment, documents).by_pipeline
+        orders = self._cluster.want(deployment, documents, hub_token=self._access.token).by_pipeline
         if orders.get(deployment.name) != deployment.order:
             raise _replaced(deployment)
         return deployment
@@ -187,7 +191,7 @@ class Up:
             display(list(progress.values()))
 
         if orders:
-            digests |= self._cluster.read_files(orders, tell)
+            digests |= self._cluster.read_files(orders, self._access, tell)
             for key, sha256 in digests.items():
                 journal.add(key, sha256)
         return digests

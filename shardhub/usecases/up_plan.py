@@ -92,6 +92,7 @@ class UpPlan:
         member: str,
         capacity: Capacity,
         borders: tuple[int, ...],
+        hub: str,
         placed: PlacedModel | None,
     ) -> Deployment:
         """The order that brings it up.
@@ -101,6 +102,7 @@ class UpPlan:
             counter, member: Of the order.
             capacity: What its nodes are started for.
             borders: Layers at which its shards begin, and its number of layers.
+            hub: URL of the Hub that they fetch it from.
             placed: By which its layers are placed again.
         """
         assignments = tuple(
@@ -117,6 +119,7 @@ class UpPlan:
             capacity=capacity,
             borders=borders,
             assignments=assignments,
+            hub=hub,
             placed=placed,
         )
 

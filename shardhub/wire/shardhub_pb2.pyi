@@ -55,12 +55,14 @@ class MachineReply(_message.Message):
     def __init__(self, state: _Optional[bytes] = ...) -> None: ...
 
 class WantRequest(_message.Message):
-    __slots__ = ("deployment", "documents")
+    __slots__ = ("deployment", "documents", "hub_token")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    HUB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     deployment: bytes
     documents: _containers.RepeatedCompositeFieldContainer[NamedDocument]
-    def __init__(self, deployment: _Optional[bytes] = ..., documents: _Optional[_Iterable[_Union[NamedDocument, _Mapping]]] = ...) -> None: ...
+    hub_token: str
+    def __init__(self, deployment: _Optional[bytes] = ..., documents: _Optional[_Iterable[_Union[NamedDocument, _Mapping]]] = ..., hub_token: _Optional[str] = ...) -> None: ...
 
 class NamedDocument(_message.Message):
     __slots__ = ("name", "data")
@@ -101,10 +103,14 @@ class ProbeMachineReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ReadFilesRequest(_message.Message):
-    __slots__ = ("order",)
+    __slots__ = ("order", "hub", "hub_token")
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    HUB_FIELD_NUMBER: _ClassVar[int]
+    HUB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     order: bytes
-    def __init__(self, order: _Optional[bytes] = ...) -> None: ...
+    hub: str
+    hub_token: str
+    def __init__(self, order: _Optional[bytes] = ..., hub: _Optional[str] = ..., hub_token: _Optional[str] = ...) -> None: ...
 
 class ReadFilesReply(_message.Message):
     __slots__ = ("report",)

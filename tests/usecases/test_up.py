@@ -58,7 +58,7 @@ def net(hub: RunningHub) -> Iterator[faulty.Network]:
 
 @pytest.fixture(scope="module")
 def api(hub: RunningHub, net: faulty.Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfApi]:
-    """Its client; the environment names the Hub for all machines."""
+    """Its client; the environment of who brings models up names the Hub."""
     running = hub
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", net.endpoint)
@@ -84,8 +84,9 @@ def machines(api: HfApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     cluster = Cluster(folder / "cluster")
 
     def start(name: str, *seeds: str) -> ResidentProcess:
-        cache = {"SHARDHUB_CACHE": str(folder / f"{name}-cache")}
-        return member(cluster, folder, name, seeds=seeds, env=cache)
+        # They know neither the Hub nor a token: both come with what they are asked for.
+        env = {"SHARDHUB_CACHE": str(folder / f"{name}-cache"), "HF_ENDPOINT": "http://127.0.0.1:1", "HF_TOKEN": ""}
+        return member(cluster, folder, name, seeds=seeds, env=env)
 
     started: list[ResidentProcess] = []
     try:

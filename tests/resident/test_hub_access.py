@@ -1,0 +1,76 @@
+"""The Hub of a member that gives an order, in the processes of other machines."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardhub.errors import FormatError
+from shardhub.hub.reference import PUBLIC_ENDPOINT
+from shardhub.resident.deployments import Assignment, Deployment
+from shardhub.resident.hub_access import HubAccess
+from shardhub.resident.kept import ClusterFolder
+from shardhub.resident.order import Order
+
+OWN = "https://hub.example:8090"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        # The machine names no Hub: it takes the member's, with the token that came along.
+        ({}, {"HF_ENDPOINT": OWN, "HF_TOKEN": "sent"}),
+        # It names another one, whose token does not go to the member's Hub.
+        ({"HF_ENDPOINT": "https://other.example", "HF_TOKEN": "other"}, {"HF_ENDPOINT": OWN, "HF_TOKEN": "sent"}),
+        ({"HUGGING_FACE_HUB_TOKEN": "public"}, {"HF_ENDPOINT": OWN, "HF_TOKEN": "sent"}),
+        # It names the same: its own token goes first.
+        ({"HF_ENDPOINT": OWN + "/", "HF_TOKEN": "own"}, {"HF_ENDPOINT": OWN + "/", "HF_TOKEN": "own"}),
+        ({"HF_ENDPOINT": OWN}, {"HF_ENDPOINT": OWN, "HF_TOKEN": "sent"}),
+    ],
+)
+def test_a_token_goes_only_to_the_hub_that_it_was_given_for(own: dict[str, str], expected: dict[str, str]) -> None:
+    """A process reads from the member's Hub; of two tokens for it the machine's own is used, and no other Hub's."""
+    assert HubAccess(endpoint=OWN, token="sent").environment({"PATH": "/bin", **own}) == {"PATH": "/bin", **expected}
+
+
+def test_without_a_token_none_is_sent_to_another_hub() -> None:
+    """Where no token came along, one that is saved on the machine for its own Hub is not sent."""
+    environment = HubAccess(endpoint=OWN).environment({"HF_TOKEN": "public"})
+    assert environment == {"HF_ENDPOINT": OWN, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
+def test_the_public_hub_is_the_one_of_an_environment_that_names_none() -> None:
+    """Without HF_ENDPOINT the public Hub is meant, and a machine that names none uses what it has."""
+    access = HubAccess.of_environment({})
+    assert access == HubAccess(endpoint=PUBLIC_ENDPOINT)
+    assert access.environment({"HOME": "/root"}) == {"HOME": "/root"}
+
+
+def test_tokens_are_kept_apart_from_orders(tmp_path) -> None:
+    """A token is kept in a file that its owner alone may read, never in the order, and goes with the last order."""
+    folder = ClusterFolder(tmp_path / "cluster")
+    deployment = Deployment(
+        name="pipe",
+        counter=1,
+        member="studio",
+        pipeline_id="a" * 64,
+        place="ann/pipe@main",
+        hub=OWN,
+        assignments=(Assignment(machine="mini", start=0, stop=4),),
+    )
+    order = Order(deployment=deployment, hub_token="hf_secret")
+    assert "hf_secret" not in repr(order)
+    folder.keep(order)
+    files = {path.name: path for path in folder.path.rglob("*.json")}
+    holding = {name for name, path in files.items() if "hf_secret" in path.read_text()}
+    assert holding == {"hub_tokens.json"}
+    assert files["hub_tokens.json"].stat().st_mode & 0o077 == 0
+    (kept,) = folder.deployments()
+    assert folder.order(kept) == order
+    folder.forget_unused([])
+    assert folder.hub_access(deployment) == HubAccess(endpoint=OWN)
+
+
+def test_a_token_for_no_hub_is_refused() -> None:
+    """An order with a token names the Hub that it is for."""
+    with pytest.raises(FormatError, match="names no Hub"):
+        Order(deployment=Deployment(name="pipe", counter=1, member="studio"), hub_token="t").check()
