@@ -26,6 +26,7 @@ MEASURED = MeasuredMachine(
     numeric_class=NumericClass(mlx="0", backend="cpu", chip="x", cpu="a chip", os="Linux", blas="reference"),
     budget_bytes=8 << 30,
     read_bytes_per_s=10e9,
+    read_dense_bytes_per_s=10e9,
     step_s=0.001,
 )
 

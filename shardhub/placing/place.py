@@ -82,7 +82,11 @@ def _check_together(pins: Sequence[Pin]) -> None:
         raise PlanError(f"{twice} is to run two ranges of layers.", why="A machine runs one stage.")
     for one, two in pairwise(pins):
         if two.start < one.stop:
-            raise PlanError(f"{one.machine} and {two.machine} are both to run layer {two.start}.")
+            raise PlanError(
+                f"{one.machine} and {two.machine} are both to run layer {two.start}.",
+                why="Layers are counted from 0, and each has one machine.",
+                hint=f"Give each machine a range of its own, such as {one.machine}=0-3 and {two.machine}=4-7.",
+            )
 
 
 def _alone_notes(model: ModelFacts, cluster: Cluster, wishes: Wishes, placement: Placement) -> list[str]:

@@ -70,6 +70,7 @@ class PlacedModel(Document):
             to (0 for none), and bytes of KV that do not depend on the context.
         embedding_bytes, head_bytes, tied_bytes, hidden_size, prefill_bytes: As of `ModelCosts`.
         context, sessions, objective: As of `Wishes`.
+        is_quantised: Whether its weights are.
     """
 
     layers: Annotated[tuple[tuple[Size, Size, Size, Size, Size], ...], Field(min_length=1, max_length=MAX_LAYERS)]
@@ -81,11 +82,13 @@ class PlacedModel(Document):
     context: Annotated[int, Field(ge=1, le=1 << 31)]
     sessions: Annotated[int, Field(ge=1, le=4096)]
     objective: Literal["latency", "throughput"]
+    is_quantised: bool
 
     @classmethod
-    def of(cls, costs: ModelCosts, wishes: Wishes) -> PlacedModel:
+    def of(cls, costs: ModelCosts, wishes: Wishes, *, is_quantised: bool) -> PlacedModel:
         """A model's costs, and what it is placed for."""
         return cls(
+            is_quantised=is_quantised,
             layers=tuple(
                 (
                     layer.size_bytes,

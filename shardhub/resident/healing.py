@@ -111,7 +111,9 @@ def _healed_chain(
     model = _model(deployment)
     names = {each.machine for each in chain}
     usable = [each for each in facts if each.name not in others or each.name in names]
-    left = tuple(as_placed(each, beside=deployment.name) for each in usable)
+    left = tuple(
+        as_placed(each, beside=deployment.name, is_quantised=deployment.placed.is_quantised) for each in usable
+    )
     if (adopted := _adopted(model, deployment.placed.wishes, chain, left, gone)) is not None:
         return adopted
     # Machines that are gone take part only as those that had layers.

@@ -75,7 +75,8 @@ class MachineFacts(Report):
         numeric_class: What determines its numbers; None until it is measured.
         memory_bytes: Installed memory.
         budget_bytes: Memory that nodes of this cluster may take: what is free for new ones, and what running ones hold.
-        read_bytes_per_s: Rate at which a decoding step reads weights; 0 until it is measured.
+        read_bytes_per_s, read_dense_bytes_per_s: Rates at which a decoding step reads quantised and other weights; 0
+            until they are measured.
         step_s: Seconds that a step takes beside reading.
         disk_free_bytes: Free bytes where weights are cached.
         addresses: Where its resident may be reached.
@@ -96,6 +97,7 @@ class MachineFacts(Report):
     memory_bytes: Size = 0
     budget_bytes: Size = 0
     read_bytes_per_s: Speed = 0.0
+    read_dense_bytes_per_s: Speed = 0.0
     step_s: Speed = 0.0
     disk_free_bytes: Size = 0
     addresses: Annotated[tuple[HostPort, ...], Field(max_length=MAX_ADDRESSES)] = ()
@@ -108,18 +110,20 @@ class MachineFacts(Report):
         return self.read_bytes_per_s > 0
 
 
-def as_placed(facts: MachineFacts, *, beside: str) -> Machine:
+def as_placed(facts: MachineFacts, *, beside: str, is_quantised: bool) -> Machine:
     """A machine as placing takes it.
 
     Args:
         facts: What it says of itself.
         beside: Name of the pipeline that is placed: what its nodes hold now is free for it.
+        is_quantised: Whether its weights are quantised, which decides how fast they are read.
     """
+    rate = facts.read_bytes_per_s if is_quantised else facts.read_dense_bytes_per_s
     held = sum(size for pipeline, size in facts.held.items() if pipeline != beside)
     return Machine(
         name=facts.name,
         budget_bytes=max(0, facts.budget_bytes - held),
-        read_bytes_per_s=facts.read_bytes_per_s or UNMEASURED_BYTES_PER_S,
+        read_bytes_per_s=rate or UNMEASURED_BYTES_PER_S,
         step_s=facts.step_s,
         numeric_class=facts.numeric_class,
     )

@@ -97,7 +97,8 @@ class Report:
             f"memory    {_gb(host['budget_bytes'])} for a node, of {_gb(host['memory_bytes'])} installed",
             f"class     {describe_class(self.numbers)}",
             f"kernels   {num_right} of {len(self.kernels)} within rounding of float64",
-            f"speeds    {speeds.read_gb_per_s:.3g} GB/s of 4-bit weights, {speeds.multiply_tflops:.3g} TFLOP/s "
+            f"speeds    {speeds.read_gb_per_s:.3g} GB/s of 4-bit weights, "
+            f"{speeds.read_dense_gb_per_s:.3g} GB/s of {speeds.dtype}, {speeds.multiply_tflops:.3g} TFLOP/s "
             f"{speeds.dtype}, {speeds.step_ms:.3g} ms a step at least, {speeds.crossing_ms:.3g} ms a cut",
             "",
             *_table(self.chains),

@@ -31,6 +31,7 @@ class Speeds:
 
     Attributes:
         read_gb_per_s: Bytes of 4-bit weights multiplied with one row, per second: this bounds a token's time.
+        read_dense_gb_per_s: The same of weights that are not quantised.
         multiply_tflops: Rate of a prompt of 512 rows times dense weights.
         dtype: Dtype of the dense weights.
         step_ms: Time to evaluate an operation on one number: the least cost of a step.
@@ -38,6 +39,7 @@ class Speeds:
     """
 
     read_gb_per_s: float
+    read_dense_gb_per_s: float
     multiply_tflops: float
     dtype: str
     step_ms: float
@@ -51,6 +53,7 @@ def measure_speeds(budget_bytes: int) -> Speeds:
     try:
         return Speeds(
             read_gb_per_s=_read_gb_per_s(min(_READ_BYTES, int(budget_bytes * _READ_SHARE))),
+            read_dense_gb_per_s=_read_dense_gb_per_s(min(_READ_BYTES, int(budget_bytes * _READ_SHARE)), dtype),
             multiply_tflops=_multiply_tflops(dtype),
             dtype=str(dtype).removeprefix("mlx.core."),
             step_ms=_best_s(lambda: mx.eval(mx.array(1.0) + 1.0)) * 1000,
@@ -77,6 +80,20 @@ def _read_gb_per_s(most_bytes: int) -> float:
         layers.append((packed + 0, scales + 0, biases + 0))
         mx.eval(layers[-1])
     return layer_bytes * len(layers) / _best_s(read) / 1e9
+
+
+def _read_dense_gb_per_s(most_bytes: int, dtype: mx.Dtype) -> float:
+    layers = [mx.random.normal((_WIDTH, _WIDTH)).astype(dtype)]
+    row = mx.random.normal((1, _WIDTH)).astype(dtype)
+    mx.eval(layers, row)
+
+    def read() -> None:
+        mx.eval([row @ weight.T for weight in layers])
+
+    for _ in range(1, _as_many(read, most=most_bytes // layers[0].nbytes)):
+        layers.append(layers[0] + 0)
+        mx.eval(layers[-1])
+    return sum(weight.nbytes for weight in layers) / _best_s(read) / 1e9
 
 
 def _multiply_tflops(dtype: mx.Dtype) -> float:

@@ -48,7 +48,7 @@ async def read_on_machines(
                 progress(name, report)
                 digests.update(report.digests or {})
         except ShardhubError as error:
-            what = f"{name} could not read its layers: {error.what}"
+            what = f"{name} could not read its layers: {error.what.removeprefix(f'{link.address}: ')}"
             raise type(error)(what, why=error.why, hint=error.hint) from error
         finally:
             if link is not own_link:

@@ -56,7 +56,7 @@ def list_fitting(cluster: Cluster, settings: UpSettings, watcher: Watcher = SILE
         watcher.doing(f"looking at pipelines: {number} of {len(repos)}")
         try:
             placeable = open_placeable(repo, settings.cutting, watcher)
-            placing = machines_of(machines, beside=placeable.name)
+            placing = machines_of(machines, placeable)
             try:
                 plan = plan_up(placeable, placing, settings.placing, here=here)
             except DoesNotFit as error:

@@ -58,6 +58,7 @@ class MeasuredMachine(Report):
     numeric_class: NumericClass
     budget_bytes: Size
     read_bytes_per_s: Speed
+    read_dense_bytes_per_s: Speed
     step_s: Speed
 
 
@@ -83,6 +84,7 @@ def measure(folder: Path) -> MeasuredMachine:
         numeric_class=numeric_class(host),
         budget_bytes=budget,
         read_bytes_per_s=speeds.read_gb_per_s * 1e9,
+        read_dense_bytes_per_s=speeds.read_dense_gb_per_s * 1e9,
         step_s=speeds.step_ms / 1000,
     )
     try:
@@ -178,7 +180,7 @@ class MachineGauge:
             "addresses": tuple(self._addresses())[:MAX_ADDRESSES],
         }
         if measured is not None:
-            same = ("chip", "backend", "numeric_class", "read_bytes_per_s", "step_s")
+            same = ("chip", "backend", "numeric_class", "read_bytes_per_s", "read_dense_bytes_per_s", "step_s")
             facts |= {name: getattr(measured, name) for name in same}
         return facts
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.checkpoint.config import mlx_quantization
 from shardhub.checkpoint.costs import costs_of
 from shardhub.errors import NotFound, PlanError, UsageError
 from shardhub.hub.hubs import source_api
@@ -39,6 +40,7 @@ class Placeable:
         name: By which the cluster knows it.
         facts: Its costs, and where it can be cut.
         context: Positions of a session.
+        is_quantised: Whether its weights are quantised.
         pipeline: The published pipeline; None for a plain model.
         place: Repo and commit, or folder, of the pipeline.
         candidate: The plain model; None for a pipeline.
@@ -48,6 +50,7 @@ class Placeable:
     name: str
     facts: ModelFacts
     context: int
+    is_quantised: bool
     pipeline: Pipeline | None = None
     place: str | None = None
     candidate: Candidate | None = None
@@ -85,6 +88,7 @@ def open_placeable(text: str | Path, settings: ClusterCutSettings, watcher: Watc
         name=candidate.name,
         facts=ModelFacts(costs=candidate.costs, borders=candidate.borders),
         context=candidate.context,
+        is_quantised=mlx_quantization(candidate.model.checkpoint.config) is not None,
         candidate=candidate,
         is_only_here=candidate.is_in_folder,
     )
@@ -139,6 +143,7 @@ def _pipeline(
         name=settings.name or manifest.name,
         facts=ModelFacts(costs=costs, borders=Borders(cuts=tuple(cuts), context=context)),
         context=context,
+        is_quantised=mlx_quantization(config) is not None,
         pipeline=pipeline,
         place=place,
         is_only_here=is_only_here,
@@ -161,7 +166,7 @@ def _tensors(pipeline: Pipeline, places: Places, watcher: Watcher) -> Mapping[st
             where = f"{location.repo}/{CATALOGUE_FILE}"
             return decode_catalogue(data, digest=stage.catalogue_digest, where=where)
     raise NotFound(
-        f"The first shard of {pipeline.manifest.name} is not to be had.",
+        f"The first shard of {pipeline.manifest.name} cannot be read.",
         why=f"{pipeline.folder} names no repo, and its folder is not beside it.",
         hint="Copy the shard's folder there.",
     )

@@ -23,7 +23,7 @@ from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
 from shardhub.usecases.cluster_view import ClusterMachine, ServedPipeline, pipelines_of
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.deployed import MachineProgress, check_up, progress_of, raise_failure
-from shardhub.usecases.placeable import open_placeable
+from shardhub.usecases.placeable import Placeable, open_placeable
 from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.push import Publication
 from shardhub.usecases.up_plan import PlacingSettings, UpPlan, plan_up
@@ -55,12 +55,14 @@ class UpSettings:
 Display = Callable[[Sequence[MachineProgress]], None]
 
 
-def machines_of(machines: Sequence[ClusterMachine], *, beside: str, watcher: Watcher = SILENT) -> PlacingCluster:
+def machines_of(
+    machines: Sequence[ClusterMachine], placeable: Placeable, *, watcher: Watcher = SILENT
+) -> PlacingCluster:
     """The machines that answer, as placing takes them.
 
     Args:
         machines: All machines.
-        beside: Name of the pipeline that is placed: what its nodes hold now is free for it.
+        placeable: What is placed: what its nodes hold now is free for it.
         watcher: Told of machines that cannot be counted on.
 
     Raises:
@@ -79,7 +81,10 @@ def machines_of(machines: Sequence[ClusterMachine], *, beside: str, watcher: Wat
     if not answering:
         raise PlanError("No machine of the cluster answers.", hint="Look at them: shardhub machines")
     return PlacingCluster(
-        machines=tuple(as_placed(facts, beside=beside) for facts in answering), links=links_of(answering)
+        machines=tuple(
+            as_placed(facts, beside=placeable.name, is_quantised=placeable.is_quantised) for facts in answering
+        ),
+        links=links_of(answering),
     )
 
 
@@ -108,7 +113,7 @@ class Up:
         placeable = open_placeable(model, settings.cutting, watcher)
         machines = cluster.machines()
         here = next(machine.name for machine in machines if machine.is_own)
-        placing = machines_of(machines, beside=placeable.name, watcher=watcher)
+        placing = machines_of(machines, placeable, watcher=watcher)
         self.plan: UpPlan = plan_up(placeable, placing, settings.placing, here=here)
         self._warn_of_disks(machines)
 
@@ -151,7 +156,9 @@ class Up:
             ),
             borders=(0, *(stage.stop for stage in manifest.stages)),
             hub=self._access.endpoint,
-            placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes) if heals else None,
+            placed=PlacedModel.of(placeable.facts.costs, self.plan.wishes, is_quantised=placeable.is_quantised)
+            if heals
+            else None,
         )
         orders = self._cluster.want(deployment, documents, hub_token=self._access.token).by_pipeline
         if orders.get(deployment.name) != deployment.order:

@@ -34,6 +34,7 @@ def sight(name: str, *, budget: float = 8, is_reachable: bool = True, **held: fl
         shardhub="0",
         budget_bytes=int(budget * GB),
         read_bytes_per_s=1e11,
+        read_dense_bytes_per_s=1e11,
         held={pipeline: int(size * GB) for pipeline, size in held.items()},
     )
     return Sight(name=name, role="member", is_reachable=is_reachable, facts=facts)
@@ -51,7 +52,7 @@ def deployment(*assignments: tuple[str, int, int], heals: bool = True, replicas:
             Assignment(machine=machine, start=start, stop=stop, replica=(replicas or (0,) * len(assignments))[index])
             for index, (machine, start, stop) in enumerate(assignments)
         ),
-        placed=PlacedModel.of(COSTS, Wishes(context=8)) if heals else None,
+        placed=PlacedModel.of(COSTS, Wishes(context=8), is_quantised=True) if heals else None,
     )
 
 

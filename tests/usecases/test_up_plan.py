@@ -19,7 +19,9 @@ from tests.clusters import GB, machine, uniform
 
 def placeable(*, is_only_here: bool = False) -> Placeable:
     """A model of 12 layers of 1 GB each."""
-    return Placeable(name="m", facts=uniform(12, GB, kv=1000), context=1000, is_only_here=is_only_here)
+    return Placeable(
+        name="m", facts=uniform(12, GB, kv=1000), context=1000, is_quantised=True, is_only_here=is_only_here
+    )
 
 
 def planned(*gigabytes: float, here: str = "a", is_only_here: bool = False, **given: object) -> UpPlan:
@@ -87,7 +89,8 @@ def test_an_order_has_everything_to_serve_it_and_to_place_it_again() -> None:
         member="a",
         capacity=Capacity(),
         borders=(0, *plan.cuts, 12),
-        placed=PlacedModel.of(plan.placeable.facts.costs, plan.wishes),
+        hub="https://hub.example",
+        placed=PlacedModel.of(plan.placeable.facts.costs, plan.wishes, is_quantised=True),
     )
     assert [(each.machine, each.start, each.stop) for each in order.assignments] == layers_of(plan)
     assert order.placed is not None
@@ -118,7 +121,10 @@ def test_what_this_pipelines_nodes_hold_is_free_for_it() -> None:
         held={"m": 4, "other": 3},
         links=(MeasuredLink(machine="b", address="b:1", round_trip_s=0.5, bytes_per_s=7.0),),
     )
-    assert as_placed(facts, beside="m").budget_bytes == 7
-    assert as_placed(facts, beside="new").budget_bytes == 3
-    assert as_placed(facts, beside="m").read_bytes_per_s == UNMEASURED_BYTES_PER_S
+    assert as_placed(facts, beside="m", is_quantised=True).budget_bytes == 7
+    assert as_placed(facts, beside="new", is_quantised=True).budget_bytes == 3
+    assert as_placed(facts, beside="m", is_quantised=True).read_bytes_per_s == UNMEASURED_BYTES_PER_S
+    measured = facts.model_copy(update={"read_bytes_per_s": 2e9, "read_dense_bytes_per_s": 5e9})
+    rates = [as_placed(measured, beside="m", is_quantised=each).read_bytes_per_s for each in (True, False)]
+    assert rates == [2e9, 5e9]
     assert links_of([facts])["a", "b"].round_trip_s == 0.5

@@ -195,7 +195,8 @@ def measure(machine: PlaceFlags, output: Output) -> int:
         return 0
     print(f"{measured.chip} ({measured.backend})")
     print(f"nodes may take {size_text(measured.budget_bytes)}")
-    print(f"reads weights at {size_text(int(measured.read_bytes_per_s))}/s")
+    print(f"reads quantised weights at {size_text(int(measured.read_bytes_per_s))}/s")
+    print(f"reads other weights at {size_text(int(measured.read_dense_bytes_per_s))}/s")
     print(f"takes {measured.step_s * 1000:.3g} ms a step beside reading")
     return 0
 
