@@ -87,9 +87,12 @@ class ServedModels:
             came(service)
 
     def add(self, service: Service) -> None:
-        """Serve one more chain. If its model's name is another model's, it gets a name with its pipeline's id."""
+        """Serve one more chain. If its model's name is another model's, it gets a name with its pipeline's id.
+
+        A chain that only finishes its last answers holds no name.
+        """
         own = service.head.pipeline.manifest
-        others = [other for other in self.all_services if not is_same_model(own, other.head.pipeline.manifest)]
+        others = [other for other in self._served if not is_same_model(own, other.head.pipeline.manifest)]
         taken = {name for other in others for name in other.model_names}
         service.model_names = tuple(
             f"{name}@{own.pipeline_id[:8]}" if name in taken else name for name in service.model_names

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shardhub.errors import UsageError
+from shardhub.security.trust import Security
 from shardhub.usecases.start_head import HeadSettings
 
 
@@ -21,6 +22,7 @@ class ChainUp:
         head: Its pipeline and nodes.
         model_names: The model's names for clients; empty is the pipeline's own.
         follows: Whether `head.nodes`, each HOST:PORT, may change while the chain is up: nodes named later join it.
+        security: How its nodes are reached; None leaves it to the settings of `head`.
         machines: Names of the machines that its nodes run on, by the nodes' addresses, as far as they are known.
     """
 
@@ -28,6 +30,7 @@ class ChainUp:
     head: HeadSettings
     model_names: tuple[str, ...] = ()
     follows: bool = True
+    security: Security | None = None
     machines: Mapping[str, str] = field(default_factory=dict)
 
 

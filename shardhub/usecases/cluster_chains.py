@@ -11,7 +11,7 @@ from dataclasses import replace
 from shardhub.errors import NodeUnreachable, ShardhubError
 from shardhub.usecases.chains_up import ChainUp
 from shardhub.usecases.cluster import ClusterSettings, open_cluster
-from shardhub.usecases.cluster_place import ClusterPlace
+from shardhub.usecases.cluster_place import ClusterPlace, own_resident
 from shardhub.usecases.cluster_view import ServedPipeline, pipelines_of
 from shardhub.usecases.served import none_given, place_of
 from shardhub.usecases.start_head import HeadSettings
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # Seconds until a resident that has ended is asked again.
 _AGAIN_S = 2.0
+# Of a pipeline's id, as much as tells versions apart.
+_ID_CHARS = 8
 
 
 class ClusterChains:
@@ -43,6 +45,7 @@ class ClusterChains:
         self._place = place
         self._settings = ClusterSettings(place=place)
         try:
+            self._security = own_resident(place).security
             with open_cluster(self._settings) as cluster:
                 self._last = self._chains(cluster.pipelines())
         except NodeUnreachable as error:
@@ -84,9 +87,11 @@ class ClusterChains:
     def _chains(self, pipelines: Sequence[ServedPipeline]) -> tuple[ChainUp, ...]:
         return tuple(
             ChainUp(
-                name=served.name,
+                # Another version of a pipeline is another chain, and metrics of both are read while one ends.
+                name=f"{served.name}@{(served.deployment.pipeline_id or '')[:_ID_CHARS]}",
                 head=replace(self._head, pipeline=place_of(served, self._place), nodes=served.addresses),
                 model_names=(served.name,),
+                security=self._security,
                 machines={node.address: node.machine for node in served.nodes if node.address is not None},
             )
             for served in pipelines

@@ -136,6 +136,9 @@ class ServedChains:
                 chain.up = named[name]
             else:
                 self._end(self._chains.pop(name))
+        if not named:
+            self._watcher.note("nothing is up, so requests are answered with 503; bring a model up: shardhub up MODEL")
+            self._missing()
         for name, up in named.items():
             if name not in self._chains:
                 chain = self._chains[name] = _Chain(up=up)
@@ -188,7 +191,9 @@ class ServedChains:
             try:
                 if starting is None:
                     named = chain.addresses if chain.up.follows else None
-                    starting = await asyncio.to_thread(Starting, chain.up.head, watcher, named=named)
+                    starting = await asyncio.to_thread(
+                        Starting, chain.up.head, watcher, named=named, security=chain.up.security
+                    )
                 return await starting.start()
             except ShardhubError as error:
                 is_passing = isinstance(error, ChainError) and (starting is None or starting.names_nodes)
@@ -238,4 +243,4 @@ def _is_same(one: ChainUp, other: ChainUp) -> bool:
 
 
 def _without_nodes(up: ChainUp) -> ChainUp:
-    return replace(up, head=replace(up.head, nodes=()), machines={})
+    return replace(up, head=replace(up.head, nodes=()), security=None, machines={})

@@ -16,6 +16,7 @@ from shardhub.checkpoint.unread_fields import warning
 from shardhub.errors import OtherPipeline, RouteError
 from shardhub.hub.reference import Reference, parse_reference
 from shardhub.naming import CONFIG_FILE
+from shardhub.security.trust import Security
 from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
@@ -86,20 +87,26 @@ class Starting:
         settings: The pipeline, and where it runs.
         watcher: Notified of the current activity, and of nodes that come and go.
         named: Returns the addresses of nodes that are named now, in place of those of the settings.
+        security: How nodes are reached, in place of what the settings say.
 
     Attributes:
         pipeline: The pipeline to run.
     """
 
     def __init__(
-        self, settings: HeadSettings, watcher: Watcher = SILENT, *, named: Callable[[], Sequence[str]] | None = None
+        self,
+        settings: HeadSettings,
+        watcher: Watcher = SILENT,
+        *,
+        named: Callable[[], Sequence[str]] | None = None,
+        security: Security | None = None,
     ) -> None:
         self._settings = settings
         self._watcher = watcher
         self._named = named
         self._budget_bytes = parse_memory(settings.memory)
         self._places = Places(settings.cache_dir, watcher=watcher)
-        self._security = head_security(
+        self._security = security or head_security(
             settings.tls, insecure_lan=settings.insecure_lan, flag=settings.insecure_flag, watcher=watcher
         )
         folder = self._places.pipeline_folder(settings.pipeline)

@@ -21,7 +21,11 @@ const models = new Models({
     learn();
     $("input").focus();
   },
-  lost: (before, now) => banner(`${before} is no longer served here. ${now} answers from now on.`),
+  lost: (before, now) => {
+    banner(`${before} is no longer served here. ${now} answers from now on.`);
+    feed.again();
+    learn();
+  },
 });
 const chat = new Chat({ changed: list, failed, model: () => models.chosen, areSeveral: () => models.areSeveral });
 
