@@ -43,12 +43,16 @@ def command_of(call: tuple[str, ...]) -> Any:
     return command
 
 
+GROUPS = {"A cluster": ("cluster", "resident")}
+
+
 def test_commands_stand_in_panels_in_the_order_of_use() -> None:
-    """The headings and the commands below each are those of `COMMANDS`, in that order."""
+    """The headings and the commands below each are those of `COMMANDS`, in that order, then groups of commands."""
     text = help_of()
     headings = re.findall(r"^([A-Z][^:\n]*):$", text, flags=re.M)
     assert headings == ["Options", *COMMANDS, "A Hub and a cluster of your own"]
-    assert re.findall(r"^  ([a-z][a-z-]+) {2,}", text, flags=re.M) == [*NAMES, "hub", "resident", "certs"]
+    expected = [name for panel, commands in COMMANDS.items() for name in (*commands, *GROUPS.get(panel, ()))]
+    assert re.findall(r"^  ([a-z][a-z-]+) {2,}", text, flags=re.M) == [*expected, "hub", "certs"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("hub",), ("certs",), *CALLS], ids=" ".join)
