@@ -179,7 +179,7 @@ class Gossip:
             news.clear()
             if (heard := await self._exchange(link)) != name:
                 raise NodeUnreachable(f"{heard} answers at {link.address}.", why=f"It was an address of {name}.")
-            if self._known.reached(name, link.address):
+            if self._known.reached(name, link.address, now=self._clock.now()):
                 log.info("%s is reached at %s", name, link.address)
                 self._resident.changed()
             known = self._known.get(name)

@@ -32,6 +32,7 @@ class Acquaintance:
         seen_at: When somebody of the cluster last heard of it, on this machine's wall clock.
         facts, nodes: What it said of itself last; None if it never did to this machine.
         is_reachable: Whether it answered when it was last called.
+        answered_at: When it did last, on the monotonic clock; None if it never did.
         trouble: Why it does not, if so.
         link: What was measured to it.
         clock_difference_s: How much its wall clock was ahead of this machine's.
@@ -44,6 +45,7 @@ class Acquaintance:
     facts: MachineFacts | None = None
     nodes: tuple[NodeReport, ...] = ()
     is_reachable: bool = False
+    answered_at: float | None = None
     trouble: str = ""
     link: MeasuredLink | None = None
     clock_difference_s: float = 0.0
@@ -119,14 +121,18 @@ class KnownMachines:
         )
         return known is None
 
-    def reached(self, name: str, address: str) -> bool:
-        """A machine has answered at an address; returns whether it did not answer before."""
+    def reached(self, name: str, address: str, *, now: float) -> bool:
+        """A machine has answered at an address; returns whether it did not answer before.
+
+        Args:
+            now: The monotonic clock.
+        """
         known = self._by_name.get(name)
-        if known is None or known.is_reachable:
+        if known is None:
             return False
-        merged = _merged((address,), known.addresses)
-        self._by_name[name] = replace(known, is_reachable=True, trouble="", addresses=merged)
-        return True
+        addresses = known.addresses if known.is_reachable else _merged((address,), known.addresses)
+        self._by_name[name] = replace(known, is_reachable=True, answered_at=now, trouble="", addresses=addresses)
+        return not known.is_reachable
 
     def lost(self, name: str, error: ShardhubError) -> None:
         """A machine answers at none of its addresses."""

@@ -6,7 +6,8 @@ ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -22,13 +23,15 @@ from shardhub.resident.deployments import (
     MachineName,
 )
 from shardhub.resident.nodes import NodeStatus, Phase
-from shardhub.resident.records import Failure, Text
+from shardhub.resident.ordered_memory import ordered_bytes
+from shardhub.resident.records import MAX_TEXT, Failure, Text
 
 # Of one machine: every interface may have several.
 MAX_ADDRESSES = 32
 # A machine that was not measured yet counts as one that reads memory as fast as an old laptop.
 UNMEASURED_BYTES_PER_S = 20e9
 MAX_NODES = MAX_DEPLOYMENTS * MAX_REPLICAS
+MAX_REMARKS = 64
 
 HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
 Speed = Annotated[float, Field(ge=0)]
@@ -110,16 +113,21 @@ class MachineFacts(Report):
         return self.read_bytes_per_s > 0
 
 
-def as_placed(facts: MachineFacts, *, beside: str, is_quantised: bool) -> Machine:
+def as_placed(
+    facts: MachineFacts, *, beside: str, is_quantised: bool, deployments: Collection[Deployment] = ()
+) -> Machine:
     """A machine as placing takes it.
 
     Args:
         facts: What it says of itself.
         beside: Name of the pipeline that is placed: what its nodes hold now is free for it.
         is_quantised: Whether its weights are quantised, which decides how fast they are read.
+        deployments: What is ordered: a node that is still loading counts with what it takes in the end.
     """
     rate = facts.read_bytes_per_s if is_quantised else facts.read_dense_bytes_per_s
-    held = sum(size for pipeline, size in facts.held.items() if pipeline != beside)
+    ordered = ordered_bytes(deployments, facts.name)
+    others = (facts.held.keys() | ordered.keys()) - {beside}
+    held = sum(max(facts.held.get(pipeline, 0), ordered.get(pipeline, 0)) for pipeline in others)
     return Machine(
         name=facts.name,
         budget_bytes=max(0, facts.budget_bytes - held),
@@ -217,7 +225,7 @@ class MachineState(Report):
     nodes: Annotated[tuple[NodeReport, ...], Field(max_length=MAX_NODES)] = ()
     orders: Annotated[tuple[Deployment, ...], Field(max_length=MAX_DEPLOYMENTS)] = ()
     members: Annotated[tuple[KnownMachine, ...], Field(max_length=MAX_MACHINES)] = ()
-    remarks: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+    remarks: Annotated[tuple[Text, ...], Field(max_length=MAX_REMARKS)] = ()
 
     @property
     def name(self) -> str:
@@ -227,6 +235,11 @@ class MachineState(Report):
     def order(self, pipeline: str) -> Deployment | None:
         """The newest deployment of a pipeline that it knows."""
         return next((order for order in self.orders if order.name == pipeline), None)
+
+
+def as_remarks(texts: Iterable[str]) -> tuple[str, ...]:
+    """Remarks as a state may have them: the first ones, each cut to its limit."""
+    return tuple(text[:MAX_TEXT] for text in islice(texts, MAX_REMARKS))
 
 
 class KnownOrder(Report):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -29,6 +30,8 @@ _LOOK_S = 0.2
 _END_S = 40.0
 _DIGEST_CHARS = 12
 _RECORD = ".json"
+# See `NodeOrder.key`.
+_KEY = re.compile(rf"(?P<pipeline>.+)\.\d+-\d+(\.\d+)?\.[0-9a-f]{{{_DIGEST_CHARS}}}")
 
 
 class Phase(StrEnum):
@@ -158,6 +161,7 @@ class Nodes:
     def follow(self, deployments: Deployments) -> None:
         """Start and end nodes so that they are those that the deployments order for this machine.
 
+        A node starts after the end of those that it replaces, which hold their memory until their sessions are over.
         Processes that an earlier resident left are taken over, or ended if nothing orders them any more.
         """
         orders = {order.key: order for order in orders_for(deployments, self._machine)}
@@ -178,7 +182,7 @@ class Nodes:
                 start = partial(self._launcher.start, self._words(order), hub=self._hub(order))
                 node = _KeptNode(order, self._folder, start, self._launcher, self._clock, self._changed)
                 self._kept[key] = node
-                node.begin(after=self._ending.get(key))
+                node.begin(after=self._ending.get(key), room=self._ends_of(order.pipeline))
         self._changed()
 
     def shorten_logs(self) -> None:
@@ -196,6 +200,11 @@ class Nodes:
             for task in self._ending.values():
                 task.cancel()
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
+
+    def _ends_of(self, pipeline: str) -> list[asyncio.Task[None]]:
+        """The ends of a pipeline's nodes that finish their sessions."""
+        keys = {key: _KEY.fullmatch(key) for key in self._ending}
+        return [self._ending[key] for key, parts in keys.items() if parts is not None and parts["pipeline"] == pipeline]
 
     def _begin_end(self, key: str, end: Coroutine[None, None, None]) -> None:
         task = self._ending[key] = asyncio.create_task(end)
@@ -235,13 +244,17 @@ class _KeptNode:
         self._changed = changed
         self._running: RunningNode | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._room: Collection[asyncio.Task[None]] = ()
 
-    def begin(self, *, after: asyncio.Task[None] | None) -> None:
+    def begin(self, *, after: asyncio.Task[None] | None, room: Collection[asyncio.Task[None]] = ()) -> None:
         """Begin to keep it running.
 
         Args:
             after: The end of an earlier process of the same order, which is waited for.
+            room: Ends that are waited for before a process is started, because it needs their memory; one that runs
+                already is taken over at once.
         """
+        self._room = room
         self._keeping = asyncio.create_task(self._keep(after))
 
     async def leave(self) -> None:
@@ -288,6 +301,9 @@ class _KeptNode:
         if self._running is not None:
             log.info("%s is taken over: process %d serves on", self.status.order.key, self._running.pid)
         else:
+            if self._room:
+                await asyncio.wait(self._room)
+                self._room = ()
             self._running = self._start(record=self._record, log=self._log)
             self._set(phase=Phase.STARTING, record=None, num_starts=self.status.num_starts + 1)
         while True:

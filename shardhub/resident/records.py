@@ -27,13 +27,13 @@ from shardhub.whole_files import write_whole
 # The environment variable with which a resident tells a node's process where its record is.
 RECORD_VARIABLE = "SHARDHUB_NODE_RECORD"
 _MAX_BYTES = 64 << 10
-_MAX_TEXT = 2000
+MAX_TEXT = 2000
 # A process that ends takes a moment to let go of its lock.
 _LOCK_WAIT_S, _LOCK_POLL_S = 5.0, 0.05
 # Two readings of a process's beginning differ by rounding.
 _SAME_BEGINNING_S = 1.0
 
-Text = Annotated[str, Field(max_length=_MAX_TEXT)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 class NodeState(StrEnum):
@@ -61,7 +61,7 @@ class Failure(Document):
     def of(cls, error: ShardhubError) -> Failure:
         """An error as a document."""
         texts = (type(error).__name__, error.what, error.why, error.hint)
-        name, what, why, hint = (text[:_MAX_TEXT] for text in texts)
+        name, what, why, hint = (text[:MAX_TEXT] for text in texts)
         return cls(error=name, what=what, why=why, hint=hint)
 
     def as_error(self) -> ShardhubError:

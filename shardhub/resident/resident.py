@@ -24,6 +24,7 @@ from shardhub.resident.machine import (
     MachineFacts,
     MachineState,
     NodeReport,
+    as_remarks,
     known_orders,
     report_of,
 )
@@ -118,7 +119,7 @@ class Resident:
             nodes=self._reports(),
             orders=tuple(self._deployments),
             members=tuple(each.as_document() for each in self._known),
-            remarks=(*self._known.remarks(facts), *self._healer.remarks),
+            remarks=as_remarks((*self._healer.remarks, *self._known.remarks(facts))),
         )
 
     async def watch(self) -> AsyncIterator[MachineState]:
@@ -217,6 +218,7 @@ class Resident:
                     role=each.role,
                     is_reachable=each.is_reachable,
                     facts=each.facts,
+                    answered_at=each.answered_at,
                 )
                 for each in self._known
             ),

@@ -80,9 +80,11 @@ def machines_of(
             watcher.note(f"{machine.name} has not been measured yet, and counts as reading {rate}.")
     if not answering:
         raise PlanError("No machine of the cluster answers.", hint="Look at them: shardhub machines")
+    deployments = [pipeline.deployment for pipeline in pipelines_of(machines)]
     return PlacingCluster(
         machines=tuple(
-            as_placed(facts, beside=placeable.name, is_quantised=placeable.is_quantised) for facts in answering
+            as_placed(facts, beside=placeable.name, is_quantised=placeable.is_quantised, deployments=deployments)
+            for facts in answering
         ),
         links=links_of(answering),
     )

@@ -108,6 +108,26 @@ async def test_a_machine_that_was_away_gets_what_it_missed(tmp_path):
 
 
 @in_loop
+async def test_the_last_answer_of_a_machine_is_known_until_it_leaves(tmp_path):
+    """Every answer counts; a machine that left is not seen any more."""
+    network = Network()
+    box, mini = (Machine(network, tmp_path, name) for name in ("box", "mini"))
+
+    def answered_at() -> float:
+        return next((each.answered_at or 0.0 for each in box.resident.sights if each.name == "mini"), 0.0)
+
+    async with running(box, mini, seeds=("box:50047",)):
+        await until(holds(lambda: box.reached == {"mini"}))
+        first = answered_at()
+        await until(holds(lambda: answered_at() > first > 0))
+        await mini.stop()
+        await until(holds(lambda: not box.reached))
+        assert answered_at() > first
+        box.resident.part(["mini"])
+        assert [each.name for each in box.resident.sights] == ["box"]
+
+
+@in_loop
 async def test_orders_come_from_members_only(tmp_path):
     """What a machine of another role holds is not taken over; it takes and follows the orders of members."""
     network = Network()

@@ -64,7 +64,7 @@ async def test_the_fastest_address_is_used(fast, used):
     known, clock, news = KnownMachines("box"), CountedClock(), asyncio.Event()
     facts = MachineFacts(name="mini", boot_id="aa", shardhub="1", addresses=(DEAD, FAST))
     known.met(Introduction(at=0.0, facts=facts), [SLOW], now=0.0)
-    known.reached("mini", SLOW)
+    known.reached("mini", SLOW, now=0.0)
     dialer = TimedLinks(clock, **{"192.168.1.7": 1e8, "169.254.1.7": fast})
     meter = asyncio.create_task(LinkMeter(known, dialer, news.set, Pace(), clock).keep_measured("mini"))
 

@@ -15,6 +15,7 @@ from shardhub.resident.processes import SystemLauncher
 from tests import cut
 from tests.nodes import START_TIMEOUT_S
 from tests.security.loop import in_loop
+from tests.virtual import VirtualClock
 from tests.waiting import until
 
 in_patient_loop = partial(in_loop, timeout_s=300)
@@ -65,6 +66,64 @@ def test_a_node_depends_on_its_own_stage_only(tmp_path):
     assert [order.key for order in orders_for([moved], "mini")] == [key]
     assert [order.key for order in orders_for([deployed(tmp_path, context=32)], "mini")] != [key]
     assert orders_for([first], "studio") == []
+
+
+class Process:
+    """A process of the launcher below, which ends when a test says so."""
+
+    pid = 1
+
+    def __init__(self, words: list[str]) -> None:
+        self.words, self.is_running, self.is_asked = words, True, False
+
+    def end(self) -> None:
+        self.is_asked = True
+
+    def kill(self) -> None:
+        self.is_running = False
+
+
+class Launching:
+    """Starts processes that hold their memory until a test ends them."""
+
+    def __init__(self) -> None:
+        self.started: list[Process] = []
+
+    def start(self, words, *, record, log, hub=None) -> Process:
+        self.started.append(Process(words))
+        return self.started[-1]
+
+    def take_over(self, record) -> Process | None:
+        return None
+
+    @property
+    def contexts(self) -> list[str]:
+        """Contexts of the nodes that run, which tell them apart."""
+        return [each.words[each.words.index("--context") + 1] for each in self.started if each.is_running]
+
+
+@in_loop
+async def test_a_node_waits_for_the_memory_of_the_one_that_it_replaces(tmp_path):
+    """The old one finishes its sessions first; a node of another pipeline, and one beside the old one, do not wait."""
+    clock, launcher = VirtualClock(), Launching()
+    nodes = Nodes("mini", tmp_path, serve, launcher, clock)
+    first = deployed(tmp_path)
+    nodes.follow(ordered(first))
+    await clock.advance(1.0)
+    other = deployed(tmp_path, context=16).model_copy(update={"name": "pipe.0-3"})
+    nodes.follow(ordered(deployed(tmp_path, counter=2, context=32), other))
+    await clock.advance(1.0)
+    assert (launcher.contexts, launcher.started[0].is_asked) == (["64", "16"], True)
+    launcher.started[0].is_running = False
+    await clock.advance(1.0)
+    assert launcher.contexts == ["16", "32"]
+    healed = deployed(tmp_path, counter=3, context=32).model_copy(
+        update={"assignments": tuple(Assignment(machine="mini", start=at, stop=at + 3) for at in (0, 3))}
+    )
+    nodes.follow(ordered(healed, other))
+    await clock.advance(1.0)
+    assert launcher.contexts == ["16", "32", "32"]
+    await nodes.close(end_nodes=False)
 
 
 @in_patient_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,18 @@ from shardhub.cli.tables import text_of
 from shardhub.errors import DoesNotFit, UsageError
 from shardhub.placing.cluster import Cluster
 from shardhub.resident.deployments import HANDED_ON, Capacity, PlacedModel
-from shardhub.resident.machine import UNMEASURED_BYTES_PER_S, MachineFacts, MeasuredLink, as_placed, links_of
+from shardhub.resident.machine import (
+    UNMEASURED_BYTES_PER_S,
+    MachineFacts,
+    MachineState,
+    MeasuredLink,
+    as_placed,
+    links_of,
+)
+from shardhub.resident.ordered_memory import ordered_bytes
+from shardhub.usecases.cluster_view import ClusterMachine
 from shardhub.usecases.placeable import Placeable
+from shardhub.usecases.up import machines_of
 from shardhub.usecases.up_plan import PlacingSettings, UpPlan, plan_up
 from tests.clusters import GB, machine, uniform
 
@@ -128,3 +139,28 @@ def test_what_this_pipelines_nodes_hold_is_free_for_it() -> None:
     rates = [as_placed(measured, beside="m", is_quantised=each).read_bytes_per_s for each in (True, False)]
     assert rates == [2e9, 5e9]
     assert links_of([facts])["a", "b"].round_trip_s == 0.5
+
+
+def test_what_other_pipelines_were_ordered_for_is_not_free() -> None:
+    """A node that is loading holds nearly nothing yet; one that holds more than was reckoned counts with that."""
+    loading = planned(20).deployment(
+        pipeline_id="0" * 64,
+        place=HANDED_ON,
+        counter=1,
+        member="a",
+        capacity=Capacity(),
+        borders=(0, 12),
+        hub=None,
+        placed=PlacedModel.of(uniform(12, GB, kv=1000).costs, planned(20).wishes, is_quantised=True),
+    )
+    needed = ordered_bytes([loading], "a")["m"]
+    assert needed > 12 * GB
+
+    def free_bytes(held: int) -> int:
+        facts = MachineFacts(name="a", boot_id="1", shardhub="0", budget_bytes=20 * GB, held={"m": held})
+        state = MachineState(at=1.0, facts=facts, orders=(loading,))
+        other = replace(placeable(), name="other")
+        return machines_of([ClusterMachine(name="a", address=None, state=state)], other).machine("a").budget_bytes
+
+    assert free_bytes(held=GB // 10) == 20 * GB - needed
+    assert free_bytes(held=15 * GB) == 5 * GB
