@@ -141,6 +141,7 @@ class Nodes:
         self._clock = clock
         self._kept: dict[str, _KeptNode] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._followed: dict[str, tuple[int, str]] = {}
         self._watchers: list[Callable[[], None]] = []
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -162,6 +163,7 @@ class Nodes:
         """Start and end nodes so that they are those that the deployments order for this machine.
 
         A node starts after the end of those that it replaces, which hold their memory until their sessions are over.
+        One that ended for a reason that stays is started again if its pipeline has a newer order than it had then.
         Processes that an earlier resident left are taken over, or ended if nothing orders them any more.
         """
         orders = {order.key: order for order in orders_for(deployments, self._machine)}
@@ -177,13 +179,22 @@ class Nodes:
                 _forget(self._folder, key)
         for key in [key for key in self._kept if key not in orders]:
             self._begin_end(key, self._kept.pop(key).end())
+        newest = deployments.orders()
         for key, order in orders.items():
             if key not in self._kept:
-                start = partial(self._launcher.start, self._words(order), hub=self._hub(order))
-                node = _KeptNode(order, self._folder, start, self._launcher, self._clock, self._changed)
+                node = _KeptNode(
+                    order, self._folder, partial(self._start, order), self._launcher, self._clock, self._changed
+                )
                 self._kept[key] = node
                 node.begin(after=self._ending.get(key), room=self._ends_of(order.pipeline))
+            elif self._kept[key].status.phase is Phase.STOPPED and newest[order.pipeline] != self._followed.get(key):
+                self._kept[key].begin(after=None)
+            self._followed[key] = newest[order.pipeline]
+        self._followed = {key: self._followed[key] for key in orders}
         self._changed()
+
+    def _start(self, order: NodeOrder, *, record: Path, log: Path) -> RunningNode:
+        return self._launcher.start(self._words(order), record=record, log=log, hub=self._hub(order))
 
     def shorten_logs(self) -> None:
         """Keep only the end of logs that have grown large."""

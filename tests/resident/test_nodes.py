@@ -8,10 +8,11 @@ from functools import partial
 
 import pytest
 
-from shardhub.errors import UsageError
+from shardhub.errors import AccessError, UsageError
 from shardhub.resident.deployments import Assignment, Deployment, Deployments
 from shardhub.resident.nodes import Nodes, Phase, orders_for
 from shardhub.resident.processes import SystemLauncher
+from shardhub.resident.records import Failure, NodeRecord, NodeState, write_record
 from tests import cut
 from tests.nodes import START_TIMEOUT_S
 from tests.security.loop import in_loop
@@ -123,6 +124,30 @@ async def test_a_node_waits_for_the_memory_of_the_one_that_it_replaces(tmp_path)
     nodes.follow(ordered(healed, other))
     await clock.advance(1.0)
     assert launcher.contexts == ["16", "32", "32"]
+    await nodes.close(end_nodes=False)
+
+
+@in_loop
+async def test_a_newer_order_starts_a_stopped_node_again(tmp_path):
+    """A node that ended for a reason that stays is started by the next order for its pipeline, and by nothing else."""
+    clock, launcher = VirtualClock(), Launching()
+    nodes = Nodes("mini", tmp_path, serve, launcher, clock)
+    first = deployed(tmp_path)
+    nodes.follow(ordered(first))
+    await clock.advance(1.0)
+    (order,) = orders_for([first], "mini")
+    failure = Failure.of(AccessError("The repo is private.", hint="Set HF_TOKEN."))
+    began = NodeRecord(pid=Process.pid, began_at=0.0, state=NodeState.FAILED, failure=failure)
+    write_record(tmp_path / f"{order.key}.json", began)
+    launcher.started[0].is_running = False
+    await clock.advance(1.0)
+    assert [status.phase for status in nodes.statuses] == [Phase.STOPPED]
+    nodes.follow(ordered(first))
+    await clock.advance(1.0)
+    assert len(launcher.started) == 1
+    nodes.follow(ordered(deployed(tmp_path, counter=2)))
+    await clock.advance(1.0)
+    assert (len(launcher.started), launcher.started[1].is_running) == (2, True)
     await nodes.close(end_nodes=False)
 
 
