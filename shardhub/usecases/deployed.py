@@ -68,18 +68,24 @@ def progress_of(node: ServedNode) -> MachineProgress:
 def raise_failure(node: ServedNode) -> None:
     """Raise what a node ended with, if it is not started again."""
     report = node.report
-    if report is None or report.phase is not Phase.STOPPED or not node.is_reachable:
-        return
+    if report is not None and report.phase is Phase.STOPPED and node.is_reachable:
+        raise failure_of(node)
+
+
+def failure_of(node: ServedNode) -> ShardhubError:
+    """The error of a node that has ended: its own, with its machine and layers."""
+    report = node.report
     layers = f"layers {node.start} to {node.stop - 1}"
-    if report.failure is None:
-        raise NodeFailure(
+    starts = f" It was started {report.num_starts} times." if report is not None and report.num_starts > 1 else ""
+    if report is None or report.failure is None:
+        return NodeFailure(
             f"{node.machine} cannot serve {layers}.",
-            why="Its process ended without an error.",
+            why=f"Its process ended without an error.{starts}",
             hint=f"Its log says more: shardhub resident logs, on {node.machine}",
         )
     error: ShardhubError = report.failure.as_error()
-    raise type(error)(
+    return type(error)(
         f"{node.machine} cannot serve {layers}: {error.what}",
-        why=error.why,
+        why=f"{error.why}{starts}".strip(),
         hint=f"{error.hint} Then bring it up again.".strip(),
     )

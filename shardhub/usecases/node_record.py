@@ -48,8 +48,8 @@ class RecordingWatcher:
     def doing(self, activity: str) -> None:
         """Record the activity."""
         self._watcher.doing(activity)
-        name = activity.partition(":")[0]
-        self._keep(doing=name[:500], done_bytes=0, total_bytes=0, at_once=name != self._record.doing)
+        is_new = activity.partition(":")[0] != self._record.doing.partition(":")[0]
+        self._keep(doing=activity[:500], done_bytes=0, total_bytes=0, at_once=is_new)
 
     def progress(self, state: Progress) -> None:
         """Record the progress."""

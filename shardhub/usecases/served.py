@@ -13,12 +13,9 @@ from shardhub.security.trust import Security
 from shardhub.usecases.cluster import Cluster, ClusterSettings, open_cluster
 from shardhub.usecases.cluster_place import ClusterPlace, own_resident
 from shardhub.usecases.cluster_view import ServedPipeline, pipelines_of
-from shardhub.usecases.deployed import check_up, progress_of, raise_failure
+from shardhub.usecases.deployed import check_up
+from shardhub.usecases.standstill import Standstill, waiting_text
 from shardhub.usecases.watcher import SILENT, Watcher
-
-# Longest time without any progress of the nodes that are missing: the layers of a machine that is gone are placed on
-# others after 15 s, and a large stage is read from disk in a minute.
-PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,31 +160,15 @@ class ServedNodes:
         return self._last
 
     def _wait(self, cluster: Cluster, watcher: Watcher, clock: Clock) -> ServedPipeline:
-        state, since = "", clock.now()
+        standstill = Standstill()
         for machines in cluster.watch():
             served = self._served(pipelines_of(machines))
             if served is None:
                 raise RouteError("The pipeline is not up any more.", hint="Bring it up: shardhub up MODEL")
             if served.is_ready:
                 return served
-            missing = [node for node in served.nodes if not node.is_ready]
-            for node in missing:
-                raise_failure(node)
-            lines = []
-            for node in missing:
-                progress = progress_of(node)
-                share = f" {progress.done_bytes / progress.total_bytes:.0%}" if progress.total_bytes else ""
-                lines.append(f"{node.machine} (layers {node.start} to {node.stop - 1}): {progress.doing}{share}")
-            text = ", ".join(lines)
-            if text != state:
-                state, since = text, clock.now()
-                watcher.doing(f"waiting for nodes: {text}")
-            elif clock.now() - since > PATIENCE_S:
-                raise RouteError(
-                    f"{served.name} is not served completely.",
-                    why=f"Nothing has changed for {PATIENCE_S:.0f} s: {text}.",
-                    hint="See what is up: shardhub ps",
-                )
+            standstill.check(served.name, served.nodes, clock.now())
+            watcher.doing(f"waiting for nodes: {waiting_text([node for node in served.nodes if not node.is_ready])}")
         raise RouteError("This machine's resident has ended.", hint="Start it: shardhub resident start")
 
     def _served(self, pipelines: Sequence[ServedPipeline]) -> ServedPipeline | None:

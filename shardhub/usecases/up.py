@@ -1,13 +1,13 @@
-"""Bringing a model up on a cluster: placed, read by each machine for itself, ordered, and watched until it answers."""
+"""Bringing a model up on a cluster: placed, read by each machine for itself, and ordered."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shardhub.errors import Conflict, NodeFailure, PlanError, UsageError
+from shardhub.errors import PlanError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.gather import cut_journal
 from shardhub.placing.cluster import Cluster as PlacingCluster
@@ -20,9 +20,10 @@ from shardhub.setting_checks import check_settings
 from shardhub.sizes import size_text
 from shardhub.usecases.cluster import Cluster
 from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
-from shardhub.usecases.cluster_view import ClusterMachine, ServedPipeline, pipelines_of
+from shardhub.usecases.cluster_view import ClusterMachine
 from shardhub.usecases.cut import Cut
-from shardhub.usecases.deployed import MachineProgress, check_up, progress_of, raise_failure
+from shardhub.usecases.deployed import MachineProgress, check_up
+from shardhub.usecases.order_follower import Display, replaced
 from shardhub.usecases.placeable import Placeable, open_placeable
 from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.push import Publication
@@ -50,9 +51,6 @@ class UpSettings:
         check_settings(self, max_sessions=(1, None))
         if self.kv_bits not in (None, 4, 8):
             raise UsageError(f"K and V cannot be kept in {self.kv_bits} bits.", hint="Give `kv_bits` 4 or 8.")
-
-
-Display = Callable[[Sequence[MachineProgress]], None]
 
 
 def machines_of(
@@ -164,7 +162,7 @@ class Up:
         )
         orders = self._cluster.want(deployment, documents, hub_token=self._access.token).by_pipeline
         if orders.get(deployment.name) != deployment.order:
-            raise _replaced(deployment)
+            raise replaced(deployment)
         return deployment
 
     def _digests(self, cut: ClusterCut, display: Display) -> dict[str, str]:
@@ -220,36 +218,6 @@ class Up:
                     )
 
 
-def follow(cluster: Cluster, deployment: Deployment, display: Display = lambda _: None) -> ServedPipeline:
-    """Wait until every node of a deployment answers.
-
-    Args:
-        cluster: The cluster.
-        deployment: As it was ordered.
-        display: Called with how far each machine is.
-
-    Returns:
-        The pipeline, with the addresses of its nodes.
-
-    Raises:
-        Conflict: Another order replaced it.
-        ShardhubError: A machine cannot serve its layers, and says why.
-    """
-    for machines in cluster.watch():
-        served = next((each for each in pipelines_of(machines) if each.name == deployment.name), None)
-        newest = _newest_order(machines, deployment.name)
-        if newest is not None and newest > deployment.order:
-            raise _replaced(deployment)
-        if served is None or served.deployment.order != deployment.order:
-            continue
-        display([progress_of(node) for node in served.nodes])
-        for node in served.nodes:
-            raise_failure(node)
-        if all(node.is_ready for node in served.nodes):
-            return served
-    raise NodeFailure("This machine's resident has ended.", hint="Start it: shardhub resident start")
-
-
 def publish_cut(plan: UpPlan, settings: UpSettings, *, assume_yes: bool, watcher: Watcher = SILENT) -> Publication:
     """Publish the pipeline of a plain model, with the stages that the cluster serves.
 
@@ -290,24 +258,5 @@ def down(cluster: Cluster, name: str) -> Deployment:
     counter, member = cluster.next_order(name)
     deployment = Deployment(name=name, counter=counter, member=member)
     if cluster.want(deployment).by_pipeline.get(name) != deployment.order:
-        raise _replaced(deployment)
+        raise replaced(deployment)
     return deployment
-
-
-def _newest_order(machines: Sequence[ClusterMachine], name: str) -> tuple[int, str] | None:
-    orders = [
-        order.order
-        for machine in machines
-        if machine.state is not None
-        for order in machine.state.orders
-        if order.name == name
-    ]
-    return max(orders, default=None)
-
-
-def _replaced(deployment: Deployment) -> Conflict:
-    return Conflict(
-        f"Another order for {deployment.name} was given at the same time, and holds.",
-        why="Of two orders one wins whole, on every machine.",
-        hint="See what is up: shardhub ps",
-    )

@@ -23,10 +23,11 @@ from shardhub.usecases.cluster_view import ServedPipeline
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.fitting import list_fitting
 from shardhub.usecases.open_head import open_head
+from shardhub.usecases.order_follower import follow
 from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.served import choose_served
 from shardhub.usecases.start_head import HeadSettings
-from shardhub.usecases.up import Up, UpSettings, down, follow
+from shardhub.usecases.up import Up, UpSettings, down
 from shardhub.usecases.up_plan import PlacingSettings
 from tests import forks
 from tests.cut import tiny_model

@@ -114,7 +114,8 @@ def up(
     from shardhub.cli.tables import text_of
     from shardhub.usecases.cluster import open_cluster
     from shardhub.usecases.cluster_cut import ClusterCutSettings
-    from shardhub.usecases.up import Up, UpSettings, follow, publish_cut
+    from shardhub.usecases.order_follower import follow
+    from shardhub.usecases.up import Up, UpSettings, publish_cut
 
     settings = UpSettings(
         cutting=ClusterCutSettings(
