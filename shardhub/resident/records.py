@@ -117,7 +117,7 @@ def own_record() -> NodeRecord:
 
 
 def read_record(path: Path) -> NodeRecord | None:
-    """Read a record; None if there is none, or none that can be read."""
+    """Read a record; None if the file is missing or cannot be read."""
     try:
         return decode(NodeRecord, read_file(path, _MAX_BYTES), where=str(path))
     except (OSError, ShardhubError):

@@ -50,10 +50,10 @@ def restore(
     name: str | None = None,
     address: str | None = None,
 ) -> OwnMachine:
-    """Restore the authority from a backup on this machine, which becomes a member if it is none.
+    """Restore the authority from a backup on this machine, which becomes a member if it is not one yet.
 
     Args:
-        name: This machine's, if it is no member yet; None takes its host's.
+        name: This machine's, if it is not a member yet; None takes its host's.
         address: HOST[:PORT] at which machines join and renew from now on; None takes this machine's.
 
     Raises:

@@ -212,7 +212,7 @@ def join_cluster(
     """Join a cluster by a line: a key is made here and certified. A machine that belongs to it already stays as it is.
 
     Raises:
-        UsageError: The text is no line, or this machine belongs to another cluster.
+        UsageError: The text is not a line of an invitation, or this machine belongs to another cluster.
         CertificateRefused: The authority does not accept the line or the name, or the clocks differ.
         NodeUnreachable: The authority does not answer.
         IdentityError: The folder cannot be written.
