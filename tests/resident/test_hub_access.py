@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardhub.errors import FormatError
+from shardhub.errors import FormatError, UsageError
 from shardhub.hub.reference import PUBLIC_ENDPOINT
 from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.hub_access import HubAccess
@@ -43,6 +43,29 @@ def test_the_public_hub_is_the_one_of_an_environment_that_names_none() -> None:
     access = HubAccess.of_environment({})
     assert access == HubAccess(endpoint=PUBLIC_ENDPOINT)
     assert access.environment({"HOME": "/root"}) == {"HOME": "/root"}
+
+
+@pytest.mark.parametrize("token", ["hf_secret ", "hf_secret\r", "\thf_secret\r\n"])
+def test_blanks_and_line_ends_around_a_token_are_left_out(token: str) -> None:
+    """They come with copying, and with files that were written on Windows."""
+    access = HubAccess.of_environment({"HF_ENDPOINT": f"{OWN}/\r", "HF_TOKEN": token})
+    assert access == HubAccess(endpoint=OWN, token="hf_secret")
+    assert HubAccess.of_environment({"HF_TOKEN": " ", "HUGGING_FACE_HUB_TOKEN": token}).token == "hf_secret"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"HF_ENDPOINT": "hub.example:8090"}, "HF_ENDPOINT is 'hub.example:8090', which is not a URL"),
+        ({"HF_TOKEN": "hf_first hf_second"}, "HF_TOKEN cannot be a token"),
+        ({"HF_TOKEN": "x" * 5000}, "HF_TOKEN cannot be a token"),
+    ],
+)
+def test_an_environment_that_names_no_hub_or_token_is_refused(environment: dict[str, str], message: str) -> None:
+    """In words, and without the token."""
+    with pytest.raises(UsageError, match=message) as refused:
+        HubAccess.of_environment(environment)
+    assert "hf_first" not in str(refused.value)
 
 
 def test_tokens_are_kept_apart_from_orders(tmp_path) -> None:
