@@ -22,14 +22,18 @@ def render(plan: UpPlan) -> Group:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in (*(["replica"] if has_replicas else []), "machine", "layers"):
         table.add_column(column, no_wrap=True)
-    for column in ("weights", "KV a session", "spare", "to fetch"):
+    for column in ("weights", "KV a session", "spare"):
         table.add_column(column, justify="right", no_wrap=True)
     for replica, placement in enumerate(plan.placements):
         for stage in placement.stages:
-            sizes = (stage.size_bytes, stage.kv_bytes, stage.spare_bytes, stage.fetch_bytes)
+            sizes = (stage.size_bytes, stage.kv_bytes, stage.spare_bytes)
             cells = [stage.machine, _layers(stage.start, stage.stop), *map(size_text, sizes)]
             table.add_row(*([str(replica)] if has_replicas else []), *cells)
-    return Group(table, Text(speed_line(plan)), *(Text(note) for note in plan.notes))
+    notes = plan.notes
+    if plan.replaces is not None:
+        name = plan.placeable.name
+        notes = (f"{name} is up already, from {plan.replaces}, and will be replaced; --name NAME keeps both", *notes)
+    return Group(table, Text(speed_line(plan)), *map(Text, notes))
 
 
 def speed_line(plan: UpPlan) -> str:
@@ -48,6 +52,7 @@ def record(plan: UpPlan) -> dict[str, Any]:
     """A placement as JSON-able data; sizes in bytes."""
     return {
         "name": plan.placeable.name,
+        "replaces": plan.replaces,
         "context": plan.wishes.context,
         "sessions": plan.wishes.sessions,
         "objective": plan.wishes.objective,
@@ -65,7 +70,6 @@ def record(plan: UpPlan) -> dict[str, Any]:
                         "size_bytes": stage.size_bytes,
                         "kv_bytes": stage.kv_bytes,
                         "spare_bytes": stage.spare_bytes,
-                        "fetch_bytes": stage.fetch_bytes,
                     }
                     for stage in placement.stages
                 ],

@@ -22,6 +22,8 @@ from shardhub.security.certificates import NAME_PATTERN
 
 MAX_DEPLOYMENTS = 256
 MAX_REPLICAS = 16
+MAX_SESSIONS = 4096
+MAX_CONTEXT = 1 << 31
 # Place of a pipeline that is published nowhere: its manifest is handed on with the order.
 HANDED_ON = "handed-on"
 
@@ -57,8 +59,8 @@ class Capacity(Document):
         kv_bits: Bits of K and V; None keeps them as they are.
     """
 
-    context: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
-    max_sessions: Annotated[int, Field(ge=1, le=4096)] = 16
+    context: Annotated[int, Field(ge=1, le=MAX_CONTEXT)] | None = None
+    max_sessions: Annotated[int, Field(ge=1, le=MAX_SESSIONS)] = 16
     kv_bits: Literal[4, 8] | None = None
 
 
@@ -79,8 +81,8 @@ class PlacedModel(Document):
     tied_bytes: Size
     hidden_size: Size
     prefill_bytes: Size
-    context: Annotated[int, Field(ge=1, le=1 << 31)]
-    sessions: Annotated[int, Field(ge=1, le=4096)]
+    context: Annotated[int, Field(ge=1, le=MAX_CONTEXT)]
+    sessions: Annotated[int, Field(ge=1, le=MAX_SESSIONS)]
     objective: Literal["latency", "throughput"]
     is_quantised: bool
 

@@ -50,9 +50,15 @@ class Cluster:
     """The cluster of this machine, while `open_cluster` keeps it open.
 
     Its methods may be called from any thread.
+
+    Attributes:
+        place: The folders of this machine's state and certificates.
     """
 
-    def __init__(self, loop: LoopThread, dialer: ResidentDialer, link: ResidentLink, clock: Clock) -> None:
+    def __init__(
+        self, loop: LoopThread, dialer: ResidentDialer, link: ResidentLink, clock: Clock, place: ClusterPlace
+    ) -> None:
+        self.place = place
         self._loop = loop
         self._dialer = dialer
         self._link = link
@@ -264,6 +270,6 @@ def open_cluster(settings: ClusterSettings | None = None, *, clock: Clock = SYST
         dialer = GrpcResidents(resident.security)
         link = loop.wait(dialer.dial(resident.address))
         try:
-            yield Cluster(loop, dialer, link, clock)
+            yield Cluster(loop, dialer, link, clock, used.place)
         finally:
             loop.wait(link.close())

@@ -30,10 +30,12 @@ from shardhub.naming import (
     PROOF_FILE,
     RANGES_FILE,
     STAGE_FILE,
+    check_model_name,
     handed_name,
 )
 from shardhub.parity import Numbers
 from shardhub.planning.borders import Borders
+from shardhub.resident.deployments import MAX_CONTEXT
 from shardhub.setting_checks import check_settings
 from shardhub.splitting.documents import pipeline_documents, shard_documents
 from shardhub.splitting.file_order import FileDigests, FileOrder, OrderedFile, ordered
@@ -70,7 +72,9 @@ class ClusterCutSettings:
     quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_settings(self, context=(1, MAX_CONTEXT))
+        if self.name is not None:
+            check_model_name(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

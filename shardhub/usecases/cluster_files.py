@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.errors import ShardhubError
+from shardhub.errors import NodeUnreachable, ShardhubError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.reach import reach
@@ -42,6 +42,11 @@ async def read_on_machines(
     async def read(name: str, order: FileOrder) -> None:
         link = own_link
         if name != own.name:
+            if name not in addresses:
+                raise NodeUnreachable(
+                    f"{name} could not read its layers: it has left the cluster.",
+                    hint="Bring the model up again: its layers are then placed on the machines that are left.",
+                )
             link = await reach(dialer, name, addresses[name], clock=clock)
         try:
             async for report in link.read_files(order, access):

@@ -65,9 +65,8 @@ def list_fitting(cluster: Cluster, settings: UpSettings, watcher: Watcher = SILE
         except ShardhubError as error:
             watcher.note(f"{repo} is left out: {error.what}")
             continue
-        names = tuple(dict.fromkeys(stage.machine for placement in plan.placements for stage in placement.stages))
         fitting.append(
-            Fitting(name=repo, size_bytes=placeable.size_bytes, tokens_per_s=plan.tokens_per_s, machines=names)
+            Fitting(name=repo, size_bytes=placeable.size_bytes, tokens_per_s=plan.tokens_per_s, machines=plan.machines)
         )
     watcher.doing("")
     return tuple(sorted(fitting, key=lambda each: (each.tokens_per_s is None, -(each.tokens_per_s or 0), each.name)))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shardhub.errors import PlanError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.gather import cut_journal
+from shardhub.hub.reference import is_url
 from shardhub.placing.cluster import Cluster as PlacingCluster
-from shardhub.resident.deployments import HANDED_ON, Capacity, Deployment, PlacedModel
+from shardhub.resident.deployments import HANDED_ON, MAX_SESSIONS, Capacity, Deployment, PlacedModel
 from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.machine import UNMEASURED_BYTES_PER_S, as_placed, links_of
 from shardhub.resident.order import HandedDocument
@@ -20,15 +21,19 @@ from shardhub.setting_checks import check_settings
 from shardhub.sizes import size_text
 from shardhub.usecases.cluster import Cluster
 from shardhub.usecases.cluster_cut import ClusterCut, ClusterCutSettings
-from shardhub.usecases.cluster_view import ClusterMachine
+from shardhub.usecases.cluster_view import ClusterMachine, pipelines_of
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.deployed import MachineProgress, check_up
 from shardhub.usecases.order_follower import Display, replaced
 from shardhub.usecases.placeable import Placeable, open_placeable
 from shardhub.usecases.publish import PublishSettings, publish
 from shardhub.usecases.push import Publication
+from shardhub.usecases.up_checks import check_pushable, hub_warning, replaced_model
 from shardhub.usecases.up_plan import PlacingSettings, UpPlan, plan_up
 from shardhub.usecases.watcher import SILENT, Watcher
+
+# Most sessions of nodes for which nothing else is said.
+_USUAL_SESSIONS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +43,31 @@ class UpSettings:
     Attributes:
         cutting: How a plain model is cut.
         placing: What it is placed for.
-        max_sessions: Most sessions at once.
+        max_sessions: Most sessions at once; None takes 16, or the sessions that it is placed for if those are more.
         kv_bits: Keep K and V in 4 or 8 bits; None keeps them as they are.
     """
 
     cutting: ClusterCutSettings = field(default_factory=ClusterCutSettings)
     placing: PlacingSettings = field(default_factory=PlacingSettings)
-    max_sessions: int = 16
+    max_sessions: int | None = None
     kv_bits: int | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self, max_sessions=(1, None))
+        check_settings(self, max_sessions=(1, MAX_SESSIONS))
+        sessions = self.placing.sessions
+        if self.max_sessions is not None and self.max_sessions < sessions:
+            raise UsageError(
+                f"`max_sessions` is {self.max_sessions}, and `sessions` is {sessions}.",
+                why="There has to be room for all of these sessions at once.",
+                hint=f"Give `max_sessions` {sessions} or more, or leave it out.",
+            )
         if self.kv_bits not in (None, 4, 8):
             raise UsageError(f"K and V cannot be kept in {self.kv_bits} bits.", hint="Give `kv_bits` 4 or 8.")
+
+    @property
+    def session_limit(self) -> int:
+        """Most sessions at once."""
+        return self.max_sessions or max(_USUAL_SESSIONS, self.placing.sessions)
 
 
 def machines_of(
@@ -114,7 +131,13 @@ class Up:
         machines = cluster.machines()
         here = next(machine.name for machine in machines if machine.is_own)
         placing = machines_of(machines, placeable, watcher=watcher)
-        self.plan: UpPlan = plan_up(placeable, placing, settings.placing, here=here)
+        plan = plan_up(placeable, placing, settings.placing, here=here)
+        replaces = replaced_model(pipelines_of(machines), placeable, cluster.place)
+        self.plan: UpPlan = replace(plan, replaces=replaces)
+        if settings.cutting.source_endpoint is None and not is_url(model):
+            others = [name for name in plan.machines if name != here]
+            if (warning := hub_warning(self._access, others)) is not None:
+                watcher.note(warning)
         self._warn_of_disks(machines)
 
     def order(self, display: Display = lambda _: None) -> Deployment:
@@ -150,7 +173,7 @@ class Up:
             capacity=Capacity.model_validate(
                 {
                     "context": self._settings.cutting.context,
-                    "max_sessions": self._settings.max_sessions,
+                    "max_sessions": self._settings.session_limit,
                     "kv_bits": self._settings.kv_bits,
                 }
             ),
@@ -224,12 +247,11 @@ def publish_cut(plan: UpPlan, settings: UpSettings, *, assume_yes: bool, watcher
     Its weights stay in the model's repo; those that are computed are uploaded.
 
     Raises:
-        UsageError: It is a pipeline already.
-        As `publish`.
+        As `check_pushable` and `publish`.
     """
+    check_pushable(plan.placeable, watcher)
     candidate = plan.placeable.candidate
-    if candidate is None:
-        raise UsageError(f"{plan.placeable.name} is published already.", hint="Leave out `push`.")
+    assert candidate is not None
     cutting = settings.cutting
     return publish(
         candidate.model_name,

@@ -12,7 +12,7 @@ from shardhub.placing.pieces import cuts_of
 from shardhub.placing.placement import Placement
 from shardhub.placing.replicas import place_replicas
 from shardhub.placing.wishes import Objective, Pin, Wishes
-from shardhub.resident.deployments import Assignment, Capacity, Deployment, PlacedModel
+from shardhub.resident.deployments import MAX_REPLICAS, MAX_SESSIONS, Assignment, Capacity, Deployment, PlacedModel
 from shardhub.setting_checks import check_settings
 from shardhub.usecases.placeable import Placeable
 
@@ -38,7 +38,7 @@ class PlacingSettings:
     heals: bool = True
 
     def __post_init__(self) -> None:
-        check_settings(self, sessions=(1, None), replicas=(1, None))
+        check_settings(self, sessions=(1, MAX_SESSIONS), replicas=(1, MAX_REPLICAS))
 
     @property
     def objective(self) -> Objective:
@@ -54,11 +54,13 @@ class UpPlan:
         placeable: The model.
         placements: One for each replica.
         wishes: What it was placed for.
+        replaces: Another model that is up by the same name, and would not be any more; None without one.
     """
 
     placeable: Placeable
     placements: tuple[Placement, ...]
     wishes: Wishes
+    replaces: str | None = None
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -73,6 +75,11 @@ class UpPlan:
     def tokens_per_s(self) -> float:
         """Predicted tokens a second of one stream, on the slowest replica."""
         return min(placement.prediction.tokens_per_s for placement in self.placements)
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The machines that run it."""
+        return tuple(dict.fromkeys(stage.machine for placement in self.placements for stage in placement.stages))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -77,7 +77,10 @@ class NamingFlags:
     """How the cluster knows it, and what its nodes are started for."""
 
     name: Annotated[str | None, typer.Option(help="Name in the cluster; by default the model's.")] = None
-    max_sessions: Annotated[int, typer.Option("--max-sessions", help="Most sessions at once.", min=1)] = 16
+    max_sessions: Annotated[
+        int | None,
+        typer.Option("--max-sessions", help="Most sessions at once; by default 16, or --sessions if more.", min=1),
+    ] = None
     kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="Keep K and V in 4 or 8 bits.")] = None
 
 
@@ -116,6 +119,7 @@ def up(
     from shardhub.usecases.cluster_cut import ClusterCutSettings
     from shardhub.usecases.order_follower import follow
     from shardhub.usecases.up import Up, UpSettings, publish_cut
+    from shardhub.usecases.up_checks import check_pushable
 
     settings = UpSettings(
         cutting=ClusterCutSettings(
@@ -138,6 +142,8 @@ def up(
             return _show_fitting(list_fitting(cluster, settings, terminal), output)
         placed = Up(cluster, model, settings, terminal)
         plan = placed.plan
+        if asking.push:
+            check_pushable(plan.placeable, terminal)
         if output.as_json and asking.dry_run:
             print(json.dumps(record(plan)))
             return 0
@@ -146,7 +152,8 @@ def up(
         if asking.dry_run:
             return 0
         if not asking.yes:
-            confirm("Bring it up?", f"{plan.placeable.name} was not brought up.")
+            question = "Bring it up?" if plan.replaces is None else f"Bring it up in the place of {plan.replaces}?"
+            confirm(question, f"{plan.placeable.name} was not brought up.")
         display = MachinesDisplay()
         try:
             deployment = placed.order(display)
