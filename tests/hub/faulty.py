@@ -128,9 +128,11 @@ class Network:
 
     def when(
         self, part: str, fault: Fault = unchanged, *, times: int = 1, method: str = "GET", ignore_range: bool = False
-    ) -> None:
+    ) -> Rule:
         """Apply a fault to the next requests whose path contains `part`."""
-        self.rules.append(Rule(part=part, fault=fault, times=times, method=method, ignore_range=ignore_range))
+        rule = Rule(part=part, fault=fault, times=times, method=method, ignore_range=ignore_range)
+        self.rules.append(rule)
+        return rule
 
     def fetched(self, suffix: str) -> int:
         """Bytes sent for paths with this end, including bodies that are being written."""

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from huggingface_hub import HfApi
 
 from shardhub.errors import Conflict, DoesNotFit, PlanError, UsageError
 from shardhub.hub.client import hub_api
 from shardhub.localhub.server import RunningHub, running_hub
+from shardhub.resident.deployments import Deployment
 from shardhub.resident.records import read_record
 from shardhub.usecases.answer import Sampling
 from shardhub.usecases.cluster import Cluster as OpenCluster
@@ -73,7 +75,20 @@ def model(api: HfApi, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
     """A tiny model with tied embeddings on the Hub."""
     folder = tiny_model(tmp_path_factory.mktemp("model") / "tiny", tie_word_embeddings=True)
     tiny_tokenizer(folder)
-    repo = api.create_repo("ann/tiny").repo_id
+    return uploaded(api, "ann/tiny", folder)
+
+
+@pytest.fixture
+def unread_model(api: HfApi, tmp_path: Path, tiny_tokenizer: Callable[[Path], None]) -> str:
+    """Another one, with other weights, of which no machine has read anything."""
+    folder = tiny_model(tmp_path / "unread", tie_word_embeddings=True, intermediate_size=96)
+    tiny_tokenizer(folder)
+    return uploaded(api, "ann/unread", folder)
+
+
+def uploaded(api: HfApi, repo: str, folder: Path) -> str:
+    """Put a folder into a new repo."""
+    api.create_repo(repo)
     api.upload_folder(repo_id=repo, folder_path=folder)
     return repo
 
@@ -151,40 +166,76 @@ def test_heads_need_no_address(cluster: OpenCluster, machines: list[ResidentProc
 
 
 def test_an_interrupted_up_orders_nothing_and_the_next_one_goes_on(
-    cluster: OpenCluster, machines: list[ResidentProcess], model: str
+    cluster: OpenCluster, machines: list[ResidentProcess], unread_model: str, net: faulty.Network
 ) -> None:
-    """`up` is killed while machines read: nothing is served, and no process reads on."""
+    """`up` is killed while a machine reads: nothing is served, and no process reads on; another `up` brings it up."""
     place = machines[1].place
-    env = {**os.environ, "SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
-    words = ["up", model, "--name", "killed", "--yes", *(word for each in THREE for word in ("--on", each))]
-    process = forks.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    said = []
+    env = {"SHARDHUB_STATE": str(place.state), "SHARDHUB_TLS": str(place.tls)}
+    words = ["up", unread_model, "--name", "killed", "--yes", *(word for each in THREE for word in ("--on", each))]
+    process = forks.popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+    lines = []
     for line in iter(process.stderr.readline, ""):
-        said.append(line)
+        lines.append(line)
         if "checking that the chain" in line:
-            break
-    assert "checking that the chain" in said[-1], said
+            break  # all headers are read, and no weights
+    assert "checking that the chain" in lines[-1], lines
+    held = net.when(WEIGHTS, faulty.stall(0.5))
+    wait_until(lambda: held.times == 0)
+    assert reading_processes(machines)
     process.kill()
     process.wait()
-    process.stdout.close()
     process.stderr.close()
+    wait_until(lambda: not reading_processes(machines))
     assert "killed" not in {pipeline.name for pipeline in cluster.pipelines()}
     assert not any(node.pipeline == "killed" for machine in cluster.machines() for node in machine.nodes)
+    again = shardhub(*words, env=env)
+    assert again.returncode == 0, again.stderr
+    assert "killed is up on box, mini, studio." in again.stdout
+    down(cluster, "killed")
+
+
+def reading_processes(machines: list[ResidentProcess]) -> list[psutil.Process]:
+    """Processes in which machines read weight files."""
+    return [
+        child
+        for machine in machines
+        for child in psutil.Process(machine.process.pid).children()
+        if "read-files" in command_of(child)
+    ]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """The words of a process's command; none if it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_of_two_ups_at_once_one_holds_whole(cluster: OpenCluster, machines: list[ResidentProcess], model: str) -> None:
-    """Two members place one name in two ways: every machine follows the same order, and the other `up` says so."""
+    """Two members order one name for other machines and contexts: all follow one order, and the other `up` says so."""
     with machines[1].cluster() as other, ThreadPoolExecutor(2) as threads:
-        ways = [(cluster, THREE), (other, ("mini=0-3", "studio=4-5"))]
-        placed = [(each, Up(each, model, settings(*on, name="both"))) for each, on in ways]
+        ups = [
+            (cluster, Up(cluster, model, settings(*THREE, name="both"))),
+            (other, Up(other, model, settings("mini=0-3", "studio=4-5", name="both", context=32))),
+        ]
 
-        def bring_up(pair: tuple[OpenCluster, Up]) -> ServedPipeline | Conflict:
+        def order(pair: tuple[OpenCluster, Up]) -> Deployment | Conflict:
             try:
-                return follow(pair[0], pair[1].order())
+                return pair[1].order()
             except Conflict as error:
                 return error
 
-        ends = list(threads.map(bring_up, placed))
+        def bring_up(pair: tuple[OpenCluster, Deployment | Conflict]) -> ServedPipeline | Conflict:
+            if isinstance(pair[1], Conflict):
+                return pair[1]
+            try:
+                return follow(pair[0], pair[1])
+            except Conflict as error:
+                return error
+
+        orders = list(threads.map(order, ups))
+        ends = list(threads.map(bring_up, zip((cluster, other), orders, strict=True)))
     (won,) = [end for end in ends if not isinstance(end, Conflict)]
     (shown,) = [pipeline for pipeline in cluster.pipelines() if pipeline.name == "both"]
     assert shown.deployment == won.deployment
