@@ -207,7 +207,7 @@ class Cluster:
         link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
         try:
             async for state in link.watch():
-                yield state
+                yield _believed(link, state)
         finally:
             await link.close()
 
@@ -236,11 +236,18 @@ class Cluster:
             async with self._clock.timeout(_ANSWER_S):
                 link = await reach(self._dialer, member.name, member.addresses, clock=self._clock)
                 try:
-                    return await link.describe()
+                    return _believed(link, await link.describe())
                 finally:
                     await link.close()
         except (ShardhubError, TimeoutError):
             return None
+
+
+def _believed(link: ResidentLink, state: MachineState) -> MachineState:
+    """What a machine may say of itself: the orders that a machine knows count only if it may give orders."""
+    if link.may_order:
+        return state
+    return state.model_copy(update={"orders": (), "facts": state.facts.model_copy(update={"role": "node"})})
 
 
 def _joined(states: Mapping[str, MachineState | None]) -> tuple[ClusterMachine, ...]:

@@ -118,7 +118,10 @@ class ServedPipeline:
 
 
 def pipelines_of(machines: Sequence[ClusterMachine]) -> tuple[ServedPipeline, ...]:
-    """The pipelines that machines are ordered to serve, by the newest order that any of them knows."""
+    """The pipelines that machines are ordered to serve, by the newest order that any of them knows.
+
+    Orders of machines that may not give any were left out of their states before; see `Cluster`.
+    """
     newest: dict[str, Deployment] = {}
     for order in (order for machine in machines if machine.state for order in machine.state.orders):
         known = newest.get(order.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from shardhub.errors import AccessError, NodeUnreachable
@@ -20,11 +20,12 @@ QUICK = Pace(every_s=0.05, again_s=0.05, payloads_s=0.0)
 
 
 class Network:
-    """Machines by address, and which of them cannot reach each other."""
+    """Machines by address, which of them cannot reach each other, and what some say of themselves instead."""
 
     def __init__(self) -> None:
         self.machines: dict[str, Machine] = {}
         self.cut: set[frozenset[str]] = set()
+        self.forged: dict[str, Callable[[MachineState], MachineState]] = {}
 
     def part(self, *groups: Sequence[str]) -> None:
         """Cut the machines of different groups off each other."""
@@ -129,7 +130,8 @@ class MemoryLink:
         return self._network.reach(self._caller.name, self.address)
 
     async def describe(self) -> MachineState:
-        return self._other.resident.state
+        state = self._other.resident.state
+        return self._network.forged.get(self._other.name, lambda state: state)(state)
 
     async def want(self, order: Order) -> KnownOrders:
         if self._caller.role != "member":

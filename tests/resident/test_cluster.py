@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from shardhub.clock import SYSTEM_CLOCK
 from shardhub.errors import UsageError
 from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.machine import KnownMachine, MachineFacts, MachineState, NodeReport
 from shardhub.resident.nodes import Phase
+from shardhub.resident.order import Order
 from shardhub.resident.records import Failure
+from shardhub.usecases.cluster import Cluster
 from shardhub.usecases.cluster_view import ClusterMachine, pipelines_of
+from shardhub.usecases.loop import LoopThread
+from tests.resident.network import Machine, MemoryResidents, Network
+from tests.waiting import wait_until
 
 ID = "a" * 64
 
@@ -87,3 +95,39 @@ def test_the_newest_order_counts():
     assert pipe.addresses == ()
     ended = Deployment(name="pipe", counter=3, member="mini")
     assert pipelines_of((machine("mini", node(3, 6)), machine("studio", order=ended))) == ()
+
+
+def test_a_machine_that_may_not_order_cannot_order_for_heads(tmp_path):
+    """A serve-only machine that claims a newer order, and to be a member, changes nothing; a member's order counts."""
+    network = Network()
+    box, mini, guest = (
+        Machine(network, tmp_path, name, role=role)
+        for name, role in (("box", "member"), ("mini", "member"), ("guest", "node"))
+    )
+    started = (box, mini, guest)
+
+    async def start() -> None:
+        for each in started:
+            each.start("box:50047")
+
+    async def stop() -> None:
+        for each in started:
+            await each.stop()
+
+    with LoopThread() as loop, contextlib.ExitStack() as stack:
+        loop.wait(start())
+        stack.callback(lambda: loop.wait(stop()))
+        wait_until(lambda: box.reached == {"mini", "guest"})
+        residents = MemoryResidents(network, box)
+        cluster = Cluster(loop, residents, loop.wait(residents.dial(box.address)), SYSTEM_CLOCK)
+        network.forged[guest.name] = lambda state: state.model_copy(
+            update={"orders": (deployment(1 << 40),), "facts": state.facts.model_copy(update={"role": "member"})}
+        )
+        assert cluster.pipelines() == ()
+        assert next(each for each in cluster.machines() if each.name == "guest").facts.role == "node"
+        loop.wait(_want(mini, deployment()))
+        assert [each.deployment.counter for each in cluster.pipelines()] == [1]
+
+
+async def _want(machine: Machine, order: Deployment) -> None:
+    machine.resident.want(Order(deployment=order))
