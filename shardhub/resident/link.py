@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 
+from shardhub.address import Address, ip_of
 from shardhub.errors import NodeUnreachable, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.calls import ResidentLink
@@ -15,7 +17,7 @@ from shardhub.resident.hub_access import MAX_TOKEN_CHARS, HubAccess
 from shardhub.resident.machine import Introduction, KnownOrders, MachineState
 from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
 from shardhub.resident.reading import MAX_REPORT_BYTES, ReadReport
-from shardhub.security.certificates import Role
+from shardhub.security.certificates import Peer, Role
 from shardhub.security.trust import PLAIN, Security
 from shardhub.splitting.file_order import FileOrder
 from shardhub.wire import shardhub_pb2 as pb
@@ -81,6 +83,10 @@ class GrpcResidentLink:
         """Whether orders may be taken from it: it is a member, or there is no TLS."""
         return self._opened.peer is None or self._opened.peer.role is Role.MEMBER
 
+    @property
+    def _is_local(self) -> bool:
+        return is_local(Address.parse(self._address).host)
+
     async def describe(self) -> MachineState:
         """Ask for the machine's state; see `ResidentLink.describe`."""
         reply = await self._call(self._stub.Describe, pb.DescribeMachineRequest(), "describe the machine")
@@ -88,7 +94,8 @@ class GrpcResidentLink:
 
     async def want(self, order: Order) -> KnownOrders:
         """Give an order; see `ResidentLink.want`."""
-        reply = await self._call(self._stub.Want, want_message(order), "give it an order", timeout_s=_ORDER_S)
+        message = want_message(order, self._opened.peer, is_local=self._is_local)
+        reply = await self._call(self._stub.Want, message, "give it an order", timeout_s=_ORDER_S)
         return decode(KnownOrders, reply.orders, where=self._address)
 
     async def watch(self) -> AsyncIterator[MachineState]:
@@ -116,7 +123,8 @@ class GrpcResidentLink:
     async def read_files(self, order: FileOrder, access: HubAccess) -> AsyncIterator[ReadReport]:
         """Have weight files read; see `ResidentLink.read_files`."""
         self._check_trusted()
-        request = pb.ReadFilesRequest(order=encode(order), hub=access.endpoint, hub_token=access.token or "")
+        token = access.token if self._opened.peer is not None or self._is_local else None
+        request = pb.ReadFilesRequest(order=encode(order), hub=access.endpoint, hub_token=token or "")
         call = self._stub.ReadFiles(request)
         try:
             async for reply in call:
@@ -163,8 +171,25 @@ def _of_a_resident(error: ShardhubError, address: str) -> ShardhubError:
     )
 
 
-def want_message(order: Order) -> pb.WantRequest:
-    """An order as a message."""
+def is_local(host: str | None) -> bool:
+    """Whether a caller or an address is of this machine."""
+    try:
+        return host == "localhost" or (host is not None and ip_of(host).is_loopback)
+    except ValueError:
+        return False
+
+
+def want_message(order: Order, peer: Peer | None, *, is_local: bool) -> pb.WantRequest:
+    """An order as a message to a machine.
+
+    Args:
+        peer: The machine, by its certificate; None without TLS. See `Order.for_machine`.
+        is_local: Whether it is this machine. Without TLS, a token goes to no other one.
+    """
+    if peer is not None:
+        order = order.for_machine(peer.name, is_member=peer.role is Role.MEMBER)
+    elif not is_local:
+        order = replace(order, hub_token=None)
     documents = [pb.NamedDocument(name=document.name, data=document.data) for document in order.documents]
     return pb.WantRequest(deployment=encode(order.deployment), documents=documents, hub_token=order.hub_token or "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardhub.errors import FormatError
 from shardhub.manifest import Manifest, decode_identified
@@ -39,6 +39,11 @@ class Order:
     deployment: Deployment
     documents: tuple[HandedDocument, ...] = ()
     hub_token: str | None = field(default=None, repr=False)
+
+    def for_machine(self, machine: str, *, is_member: bool) -> Order:
+        """As a machine gets it, over TLS: the token goes to members, and to the machines that are to serve."""
+        is_entrusted = is_member or any(each.machine == machine for each in self.deployment.assignments)
+        return self if is_entrusted else replace(self, hub_token=None)
 
     def check(self) -> None:
         """Check that the documents are those of the pipeline.

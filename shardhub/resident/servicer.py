@@ -13,7 +13,7 @@ from shardhub.address import ip_of
 from shardhub.errors import AccessError, FormatError, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.hub_access import HUB_URL_PATTERN, MAX_TOKEN_CHARS, HubAccess
-from shardhub.resident.link import order_value, want_message
+from shardhub.resident.link import is_local, order_value, want_message
 from shardhub.resident.machine import Introduction
 from shardhub.resident.order import MAX_ORDER_BYTES
 from shardhub.resident.reading import read_files
@@ -74,7 +74,10 @@ class MachineServicer(ResidentServicer):
             role = "member" if peer.role is Role.MEMBER else "node"
             said = said.model_copy(update={"facts": said.facts.model_copy(update={"role": role})})
         answer, newer = self._resident.introduce(said, heard_from=_host_of(context))
-        return pb.IntroduceMachineReply(introduction=encode(answer), newer=[want_message(order) for order in newer])
+        is_from_here = is_local(_host_of(context))
+        return pb.IntroduceMachineReply(
+            introduction=encode(answer), newer=[want_message(order, peer, is_local=is_from_here) for order in newer]
+        )
 
     @answers
     async def Probe(self, request: pb.ProbeMachineRequest, context: Context) -> pb.ProbeMachineReply:  # noqa: N802

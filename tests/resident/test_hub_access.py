@@ -9,7 +9,15 @@ from shardhub.hub.reference import PUBLIC_ENDPOINT
 from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.kept import ClusterFolder
+from shardhub.resident.link import GrpcResidents, want_message
+from shardhub.resident.machine import Introduction, MachineFacts
 from shardhub.resident.order import Order
+from shardhub.resident.server import ResidentServer
+from shardhub.security.certificates import Role
+from shardhub.security.trust import Security, Trust
+from tests.resident.network import Machine, Network
+from tests.security.cluster import Cluster
+from tests.security.loop import in_loop
 
 OWN = "https://hub.example:8090"
 
@@ -97,3 +105,46 @@ def test_a_token_for_no_hub_is_refused() -> None:
     """An order with a token names the Hub that it is for."""
     with pytest.raises(FormatError, match="names no Hub"):
         Order(deployment=Deployment(name="pipe", counter=1, member="studio"), hub_token="t").check()
+
+
+def order_with_token(machine: str = "mini") -> Order:
+    """An order for a machine, with a token."""
+    deployment = Deployment(
+        name="pipe",
+        counter=1,
+        member="studio",
+        pipeline_id="a" * 64,
+        place="ann/pipe@main",
+        hub=OWN,
+        assignments=(Assignment(machine=machine, start=0, stop=4),),
+    )
+    return Order(deployment=deployment, hub_token="hf_secret")
+
+
+@in_loop
+async def test_a_token_goes_to_members_and_to_machines_that_serve(tmp_path) -> None:
+    """Over TLS, a serve-only machine that introduces itself gets the token only with an order that names it."""
+    cluster = Cluster(tmp_path / "cluster")
+    server = ResidentServer("127.0.0.1", 0, trust=Trust(cluster.issue("studio", Role.MEMBER), Role.MEMBER))
+    studio = Machine(Network(), tmp_path, "studio").start()
+    await server.start(studio.resident)
+    try:
+        studio.resident.want(order_with_token("mini"))
+        tokens = {}
+        for name, role in (("mini", Role.NODE), ("guest", Role.NODE), ("box", Role.MEMBER)):
+            security = Security(trust=Trust(cluster.issue(name, role), role), everywhere=True)
+            link = await GrpcResidents(security).dial(f"127.0.0.1:{server.port}")
+            facts = MachineFacts(name=name, boot_id="aa", shardhub="1")
+            _, (order,) = await link.introduce(Introduction(at=0.0, facts=facts))
+            tokens[name] = order.hub_token
+            await link.close()
+        assert tokens == {"mini": "hf_secret", "guest": None, "box": "hf_secret"}
+    finally:
+        await server.stop()
+        await studio.stop()
+
+
+@pytest.mark.parametrize(("is_local", "token"), [(True, "hf_secret"), (False, "")])
+def test_without_tls_a_token_stays_on_its_machine(is_local: bool, token: str) -> None:
+    """A plain channel to another machine carries the order without it."""
+    assert want_message(order_with_token(), None, is_local=is_local).hub_token == token
