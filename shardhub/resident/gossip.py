@@ -145,7 +145,7 @@ class Gossip:
                 log.debug("%s: %s", address, error)
                 return False
             try:
-                await self._exchange(link)
+                await self._give_orders(link, await self._exchange(link))
             except ShardhubError as error:
                 self._remarks.warn(f"the resident at {address} was not met", cause=error)
                 return False
@@ -169,6 +169,10 @@ class Gossip:
                 finally:
                     await link.close()
             except ShardhubError as error:
+                if self._known.drop_hearsay(name, now=self._clock.date()):
+                    log.info("%s was named by another machine, and was never met", name)
+                    self._leave(name)
+                    return
                 self._lost(name, error)
                 await self._pause(news, self._pace.again_s)
 
@@ -177,18 +181,20 @@ class Gossip:
         measured = None if known is None else known.link
         while True:
             news.clear()
-            if (heard := await self._exchange(link)) != name:
+            said = await self._exchange(link)
+            if (heard := said.facts.name) != name:
                 raise NodeUnreachable(f"{heard} answers at {link.address}.", why=f"It was an address of {name}.")
             if self._known.reached(name, link.address, now=self._clock.now()):
                 log.info("%s is reached at %s", name, link.address)
                 self._resident.changed()
+            await self._give_orders(link, said)
             known = self._known.get(name)
             if known is not None and known.link not in (None, measured) and known.addresses[0] != link.address:
                 return  # another address was measured meanwhile, and is faster
             await self._pause(news, self._pace.every_s)
 
-    async def _exchange(self, link: ResidentLink) -> str:
-        """Exchange machines and orders over a link; returns the name of the machine at its other end."""
+    async def _exchange(self, link: ResidentLink) -> Introduction:
+        """Exchange machines over a link, and take newer orders; returns what the machine at its other end says."""
         said, newer = await link.introduce(self._resident.introduction())
         name = said.facts.name
         if link.name is not None and name != link.name:
@@ -197,17 +203,28 @@ class Gossip:
         if name == own.name:
             if said.facts.boot_id != own.boot_id:
                 self._remarks.warn(f"another machine at {link.address} has this machine's name, {name}")
-            return name
+            return said
         if not link.may_order:
             said = said.model_copy(update={"facts": said.facts.model_copy(update={"role": "node"})})
         self.hear(said, [link.address])
         if link.may_order:
             for order in newer:
                 self._resident.take(order)
-        if own.role == "member":
-            for order in self._resident.newer_than(said.orders):
+        return said
+
+    async def _give_orders(self, link: ResidentLink, said: Introduction) -> None:
+        """Give a machine the orders that it does not have; one that it refuses is a remark, and it gets the others."""
+        own, name = self._resident.facts, said.facts.name
+        if own.role != "member" or name == own.name:
+            return
+        refused: dict[str, ShardhubError] = {}
+        for order in self._resident.newer_than(said.orders):
+            try:
                 await link.want(order)
-        return name
+            except ShardhubError as error:
+                refused[order.deployment.name] = error
+        if self._known.refused(name, refused):
+            self._resident.changed()
 
     def hear(self, said: Introduction, addresses: Sequence[str]) -> None:
         """Learn from what a machine says of itself and others.
@@ -220,7 +237,7 @@ class Gossip:
         # A machine that gives no orders speaks for itself only.
         self.part(said.left if said.facts.role == "member" else set(said.left) & {said.facts.name})
         is_new = self._known.met(said, addresses, now=now)
-        names = self._known.hear(said.members, now=now)
+        names = self._known.hear(said.members, now=now) if said.facts.role == "member" else []
         self.accompany([*([said.facts.name] if is_new else []), *names])
         if self._known.to_remember != before:
             self._keep_members()
@@ -234,13 +251,19 @@ class Gossip:
         for name in gone:
             log.info("%s has left the cluster", name)
             if name in self._company:
-                self._company.pop(name).cancel()
-                self._metering.pop(name).cancel()
-                del self._news[name]
+                self._company[name].cancel()
+                self._leave(name)
         if gone:
             self._keep_members()
             self._resident.changed()
             self.tell()
+
+    def _leave(self, name: str) -> None:
+        """Keep company with a machine no more."""
+        del self._company[name], self._news[name]
+        self._metering.pop(name).cancel()
+        self._keep_members()
+        self._resident.changed()
 
     def _lost(self, name: str, error: ShardhubError) -> None:
         known = self._known.get(name)

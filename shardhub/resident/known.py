@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,10 @@ from shardhub.resident.machine import (
 # A clock that differs by more is worth a remark: certificates are valid from an hour before they are made.
 _CLOCK_DIFFERENCE_S = 60.0
 _MAX_TROUBLE = 500
+# The rest is refused for the same reason.
+_MAX_REFUSALS = 4
+# A machine that others name is called by then, also over a slow network; an invented name does not stay.
+_HEARSAY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class Acquaintance:
         answered_at: When it did last, on the monotonic clock; None if it never did.
         trouble: Why it does not, if so.
         link: What was measured to it.
+        refusals: Why it does not take orders that it was given.
+        named_at: When another machine named it first; it has spoken for itself if `facts` is not None.
         clock_difference_s: How much its wall clock was ahead of this machine's.
     """
 
@@ -48,7 +54,14 @@ class Acquaintance:
     answered_at: float | None = None
     trouble: str = ""
     link: MeasuredLink | None = None
+    refusals: tuple[str, ...] = ()
+    named_at: float = 0.0
     clock_difference_s: float = 0.0
+
+    @property
+    def was_met(self) -> bool:
+        """Whether it has spoken for itself, under its own certificate."""
+        return self.facts is not None
 
     def as_document(self) -> KnownMachine:
         """As it is told to commands."""
@@ -71,9 +84,12 @@ class KnownMachines:
         own: This machine's name.
         kept: Those that were known before.
         left: Names of machines that have left.
+        now: This machine's wall clock.
     """
 
-    def __init__(self, own: str, kept: Iterable[KnownMachine] = (), left: Iterable[str] = ()) -> None:
+    def __init__(
+        self, own: str, kept: Iterable[KnownMachine] = (), left: Iterable[str] = (), *, now: float = 0.0
+    ) -> None:
         self._own = own
         self._left = set(left)
         self._by_name: dict[str, Acquaintance] = {}
@@ -85,6 +101,7 @@ class KnownMachines:
                 seen_at=each.seen_at,
                 facts=each.facts,
                 nodes=each.nodes,
+                named_at=now,
             )
 
     def __iter__(self) -> Iterator[Acquaintance]:
@@ -139,6 +156,18 @@ class KnownMachines:
         if (known := self._by_name.get(name)) is not None:
             self._by_name[name] = replace(known, is_reachable=False, trouble=str(error)[:_MAX_TROUBLE])
 
+    def refused(self, name: str, errors: Mapping[str, ShardhubError]) -> bool:
+        """A machine has refused orders, by pipeline; returns whether it did not refuse the same before."""
+        known = self._by_name.get(name)
+        refusals = tuple(
+            f"{name} does not take the order for {pipeline}: {error}"[:_MAX_TROUBLE]
+            for pipeline, error in list(errors.items())[:_MAX_REFUSALS]
+        )
+        if known is None or known.refusals == refusals:
+            return False
+        self._by_name[name] = replace(known, refusals=refusals)
+        return True
+
     def measured(self, name: str, link: MeasuredLink) -> None:
         """The best of its addresses was measured."""
         if (known := self._by_name.get(name)) is not None:
@@ -170,13 +199,21 @@ class KnownMachines:
                 continue
             if known is None:
                 new.append(each.name)
-                known = Acquaintance(name=each.name, role=each.role)
+                known = Acquaintance(name=each.name, role=each.role, named_at=now)
             self._by_name[each.name] = replace(
                 known,
                 seen_at=max(known.seen_at, min(each.seen_at, now)),
                 addresses=_merged(known.addresses, each.addresses),
             )
         return new
+
+    def drop_hearsay(self, name: str, *, now: float) -> bool:
+        """Forget a machine that others named and that was not met for a while; returns whether it was forgotten."""
+        known = self._by_name.get(name)
+        if known is None or known.was_met or now - known.named_at < _HEARSAY_S:
+            return False
+        del self._by_name[name]
+        return True
 
     @property
     def to_remember(self) -> list[tuple[object, ...]]:
@@ -200,6 +237,7 @@ class KnownMachines:
                 )
             if each.facts is not None and each.facts.shardhub != own.shardhub:
                 remarks.append(f"{each.name} runs shardhub {each.facts.shardhub}, and {own.name} {own.shardhub}.")
+            remarks += each.refusals
         return tuple(remarks)
 
 

@@ -76,7 +76,7 @@ class Resident:
         self._clock = clock
         self._deployments = folder.deployments()
         kept = folder.members()
-        self._known = KnownMachines(gauge.facts.name, kept.members, kept.left)
+        self._known = KnownMachines(gauge.facts.name, kept.members, kept.left, now=clock.date())
         self._gossip = Gossip(self, self._known, dialer, keep_members=self._keep_members, pace=pace, clock=clock)
         self._watchers: dict[asyncio.Event, None] = {}
         self._healer = Healer(self, clock=clock)
@@ -196,6 +196,7 @@ class Resident:
                 update={"addresses": for_others(each.addresses), "facts": None, "nodes": (), "trouble": ""}
             )
             for each in self._known
+            if each.was_met  # names that were only heard of are not handed on
         )
         return Introduction(
             at=self._clock.date(),
@@ -208,7 +209,7 @@ class Resident:
 
     @property
     def sights(self) -> tuple[Sight, ...]:
-        """All machines as this one sees them now, itself among them."""
+        """The machines that were met, as this one sees them now, itself among them."""
         own = Sight(name=self.facts.name, role=self.facts.role, is_reachable=True, facts=self.facts)
         return (
             own,
@@ -221,6 +222,7 @@ class Resident:
                     answered_at=each.answered_at,
                 )
                 for each in self._known
+                if each.was_met
             ),
         )
 

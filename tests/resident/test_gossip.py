@@ -9,6 +9,8 @@ import pytest
 from shardhub.errors import DiskFull, FormatError, ResourceError
 from shardhub.resident.deployments import HANDED_ON, Assignment, Deployment
 from shardhub.resident.kept import ClusterFolder
+from shardhub.resident.known import KnownMachines
+from shardhub.resident.machine import Introduction, KnownMachine, MachineFacts
 from shardhub.resident.order import HandedDocument, Order
 from shardhub.shard import read_pipeline
 from tests import cut
@@ -52,7 +54,7 @@ def holds(condition):
     """A condition as `until` takes it."""
 
     async def holding() -> bool:
-        return condition()
+        return bool(condition())
 
     return holding
 
@@ -263,3 +265,59 @@ async def test_a_machine_that_gives_no_orders_speaks_for_itself_only(tmp_path):
         assert box.reached == {"guest", "mini"}
         box.resident.introduce(said.model_copy(update={"left": ("guest", "mini")}))
         await until(holds(lambda: box.reached == {"mini"} and mini.reached == {"box"}))
+
+
+@in_loop
+async def test_a_serve_only_machine_speaks_for_itself_only(tmp_path):
+    """Names that it invents are not taken; those that a member names count in no majority until they are met."""
+    network = Network()
+    box, guest = Machine(network, tmp_path, "box"), Machine(network, tmp_path, "guest", role="node")
+    invented = tuple(
+        KnownMachine(name=f"invented-{at}", addresses=(f"10.0.0.{at}:50047",), seen_at=1.0) for at in range(100)
+    )
+    async with running(box, guest):
+        said = guest.resident.introduction().model_copy(update={"members": invented})
+        box.resident.introduce(said)
+        assert [each.name for each in box.resident.state.members] == ["guest"]
+        as_member = said.model_copy(update={"facts": said.facts.model_copy(update={"role": "member"})})
+        box.resident.introduce(as_member)
+        assert len(box.resident.state.members) == 101
+        assert [sight.name for sight in box.resident.sights] == ["box", "guest"]
+        assert [each.name for each in box.resident.introduction().members] == ["guest"]
+
+
+def test_a_machine_that_was_only_named_is_dropped_after_a_while():
+    """One that has spoken for itself stays, however long it is away."""
+    known = KnownMachines("box")
+    known.hear([KnownMachine(name="invented")], now=0.0)
+    facts = MachineFacts(name="mini", boot_id="aa", shardhub="1")
+    known.met(Introduction(at=0.0, facts=facts), ["mini:50047"], now=0.0)
+    assert not known.drop_hearsay("invented", now=60.0)
+    assert known.drop_hearsay("invented", now=3600.0)
+    assert not known.drop_hearsay("mini", now=3600.0)
+    assert [each.name for each in known] == ["mini"]
+
+
+@in_loop
+async def test_a_machine_that_refuses_an_order_is_not_lost(tmp_path, monkeypatch):
+    """It stays reachable, and the refusal is a remark until it takes the order."""
+    network = Network()
+    box, mini = Machine(network, tmp_path, "box"), Machine(network, tmp_path, "mini")
+
+    def full(folder: ClusterFolder, given: Order) -> None:
+        if folder.path == tmp_path / "mini":
+            raise DiskFull("It was not kept: the disk is full.")
+        keep(folder, given)
+
+    def refusals() -> list[str]:
+        return [remark for remark in box.resident.state.remarks if "mini does not take the order for pipe" in remark]
+
+    keep = ClusterFolder.keep
+    monkeypatch.setattr(ClusterFolder, "keep", full)
+    async with running(box, mini, seeds=("box:50047",)):
+        box.resident.want(order("box"))
+        await until(holds(refusals))
+        await until(holds(lambda: box.reached == {"mini"}))
+        monkeypatch.undo()
+        await until(holds(lambda: "pipe" in mini.orders and not refusals()))
+        assert box.reached == {"mini"}
