@@ -162,8 +162,8 @@ class ClusterFolder:
         return (self._read(MembersFile, path) if path.exists() else None) or MembersFile()
 
     def keep_members(self, members: Iterable[KnownMachine], left: Iterable[str] = ()) -> None:
-        """Keep the machines that are known; on a full disk, the earlier ones stay."""
-        kept = MembersFile(members=tuple(members), left=tuple(left))
+        """Keep where machines are and what they can do, not what they serve; on a full disk, the earlier ones stay."""
+        kept = MembersFile(members=tuple(_lasting(each) for each in members), left=tuple(left))
         try:
             write_whole(self.path / _MEMBERS_FILE, encode(kept), mode=0o600)
         except OSError as error:
@@ -190,6 +190,14 @@ class ClusterFolder:
         except (OSError, ShardhubError) as error:
             log.warning("%s is left out: %s", path, error)
             return None
+
+
+def _lasting(machine: KnownMachine) -> KnownMachine:
+    """What is worth keeping of a machine: what its nodes do is said again before it could be read."""
+    facts = machine.facts
+    if facts is not None:
+        facts = facts.model_copy(update={"links": (), "held": {}})
+    return machine.model_copy(update={"facts": facts, "nodes": (), "trouble": ""})
 
 
 def not_kept(what: str, folder: Path, error: OSError) -> ResourceError:

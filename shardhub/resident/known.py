@@ -133,7 +133,7 @@ class KnownMachines:
             addresses=merged,
             seen_at=now,
             facts=facts,
-            nodes=said.nodes,
+            nodes=tuple(node.brief for node in said.nodes),
             clock_difference_s=said.at - now,
         )
         return known is None
@@ -217,7 +217,7 @@ class KnownMachines:
 
     @property
     def to_remember(self) -> list[tuple[object, ...]]:
-        """What is worth writing to the disk when it changes: where machines and their nodes are."""
+        """What is worth keeping and saying at once when it changes: where machines and their nodes are."""
         return [(each.name, each.addresses, [(node.pipeline, node.address) for node in each.nodes]) for each in self]
 
     @property

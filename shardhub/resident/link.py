@@ -14,7 +14,7 @@ from shardhub.manifest import decode, encode
 from shardhub.resident.calls import ResidentLink
 from shardhub.resident.deployments import Deployment
 from shardhub.resident.hub_access import MAX_TOKEN_CHARS, HubAccess
-from shardhub.resident.machine import Introduction, KnownOrders, MachineState
+from shardhub.resident.machine import MAX_STATE_BYTES, Introduction, KnownOrders, MachineState
 from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
 from shardhub.resident.reading import MAX_REPORT_BYTES, ReadReport
 from shardhub.security.certificates import Peer, Role
@@ -90,7 +90,7 @@ class GrpcResidentLink:
     async def describe(self) -> MachineState:
         """Ask for the machine's state; see `ResidentLink.describe`."""
         reply = await self._call(self._stub.Describe, pb.DescribeMachineRequest(), "describe the machine")
-        return decode(MachineState, reply.state, where=self._address)
+        return decode(MachineState, reply.state, where=self._address, limit_bytes=MAX_STATE_BYTES)
 
     async def want(self, order: Order) -> KnownOrders:
         """Give an order; see `ResidentLink.want`."""
@@ -103,7 +103,7 @@ class GrpcResidentLink:
         call = self._stub.Watch(pb.WatchMachineRequest())
         try:
             async for reply in call:
-                yield decode(MachineState, reply.state, where=self._address)
+                yield decode(MachineState, reply.state, where=self._address, limit_bytes=MAX_STATE_BYTES)
         except grpc.aio.AioRpcError as error:
             raise await self._explained(error, "follow its state") from error
         finally:

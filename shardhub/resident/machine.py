@@ -30,8 +30,13 @@ from shardhub.resident.records import MAX_TEXT, Failure, Text
 MAX_ADDRESSES = 32
 # A machine that was not measured yet counts as one that reads memory as fast as an old laptop.
 UNMEASURED_BYTES_PER_S = 20e9
-MAX_NODES = MAX_DEPLOYMENTS * MAX_REPLICAS
 MAX_REMARKS = 64
+# Of one machine, of which others are told; a process each takes gigabytes.
+MAX_NODES = 64
+# Texts of another machine's nodes are cut to this, so that what is known of all machines stays within a state.
+_BRIEF = 200
+# The most machines with the most nodes and texts.
+MAX_STATE_BYTES = 64 << 20
 
 HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
 Speed = Annotated[float, Field(ge=0)]
@@ -174,6 +179,14 @@ class NodeReport(Report):
     total_bytes: Annotated[int, Field(ge=0)] = 0
     failure: Failure | None = None
     num_starts: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def brief(self) -> NodeReport:
+        """The report with short texts, as it is kept of another machine."""
+        failure = self.failure
+        if failure is not None:
+            failure = Failure.model_validate({name: text[:_BRIEF] for name, text in failure.model_dump().items()})
+        return self.model_copy(update={"doing": self.doing[:_BRIEF], "failure": failure})
 
     @property
     def is_ready(self) -> bool:

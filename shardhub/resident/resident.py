@@ -19,6 +19,7 @@ from shardhub.resident.healing import Sight
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.known import KnownMachines
 from shardhub.resident.machine import (
+    MAX_NODES,
     Introduction,
     KnownOrders,
     MachineFacts,
@@ -268,7 +269,7 @@ class Resident:
         return True
 
     def _reports(self) -> tuple[NodeReport, ...]:
-        return tuple(report_of(status) for status in self._nodes.statuses)
+        return tuple(report_of(status) for status in self._nodes.statuses[:MAX_NODES])
 
     def _orders(self) -> KnownOrders:
         return known_orders(self._deployments.orders())

@@ -7,11 +7,23 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shardhub.errors import DiskFull, FormatError, ResourceError
+from shardhub.manifest import decode, encode
+from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.resident.deployments import HANDED_ON, Assignment, Deployment
 from shardhub.resident.kept import ClusterFolder
 from shardhub.resident.known import KnownMachines
-from shardhub.resident.machine import Introduction, KnownMachine, MachineFacts
+from shardhub.resident.machine import (
+    MAX_NODES,
+    MAX_STATE_BYTES,
+    Introduction,
+    KnownMachine,
+    MachineFacts,
+    MachineState,
+    NodeReport,
+)
+from shardhub.resident.nodes import Phase
 from shardhub.resident.order import HandedDocument, Order
+from shardhub.resident.records import Failure
 from shardhub.shard import read_pipeline
 from tests import cut
 from tests.resident.network import Machine, Network
@@ -321,3 +333,26 @@ async def test_a_machine_that_refuses_an_order_is_not_lost(tmp_path, monkeypatch
         monkeypatch.undo()
         await until(holds(lambda: "pipe" in mini.orders and not refusals()))
         assert box.reached == {"mini"}
+
+
+@in_loop
+async def test_the_largest_introductions_leave_a_state_that_commands_can_read(tmp_path):
+    """A machine with the most nodes and texts is kept in short; one with more is refused; none of it is on the disk."""
+    text = "x" * 2000
+    failure = Failure(error=text, what=text, why=text, hint=text)
+    node = NodeReport(pipeline="p", start=0, stop=1, phase=Phase.STOPPED, doing=text, failure=failure)
+    network = Network()
+    box = Machine(network, tmp_path, "box")
+    async with running(box):
+        for at in range(20):
+            facts = MachineFacts(name=f"m{at}", boot_id="aa", shardhub="1")
+            said = Introduction(at=0.0, facts=facts, nodes=(node,) * MAX_NODES)
+            decode(Introduction, encode(said), where="m")
+            box.resident.introduce(said)
+        state = encode(box.resident.state)
+        assert decode(MachineState, state, where="box", limit_bytes=MAX_STATE_BYTES).members[0].nodes
+        # All machines that a cluster may have leave room.
+        assert len(state) * MAX_MACHINES / 20 < MAX_STATE_BYTES
+        assert not any(each.nodes for each in ClusterFolder(tmp_path / "box").members().members)
+    with pytest.raises(ValueError, match="at most 64 items"):
+        Introduction(at=0.0, facts=facts, nodes=(node,) * (MAX_NODES + 1))
