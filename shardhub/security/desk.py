@@ -43,11 +43,17 @@ from shardhub.security.open_invites import OpenInvites
 
 log = logging.getLogger(__name__)
 
+# Of an answer: it carries the revocation list.
 MAX_LINE_BYTES = 1 << 21
 # Residents that a machine which joins is given: one that answers leads to all.
 MAX_RESIDENTS = 32
 _ASK_TIMEOUT_S = 10.0
 _MAX_AT_ONCE = 32
+# A signing request and the names of a Hub take 2 KB.
+MAX_REQUEST_BYTES = 16 << 10
+# Strangers can hold that many, each for `_ASK_TIMEOUT_S`; the resident keeps its other sockets and files.
+MAX_CONNECTIONS = 64
+_CLOSE_S = 2.0
 # The desk's own certificate exists in this process only, and is renewed daily.
 _OWN_LIFE, _OWN_RENEWAL_S = dt.timedelta(days=3), 86_400.0
 
@@ -96,9 +102,7 @@ class Desk:
         context.load_verify_locations(cadata=self._authority.pem.decode())
         context.verify_mode = ssl.CERT_OPTIONAL
         self._renew_own()
-        self._server = await asyncio.start_server(
-            self._serve, host, port, ssl=context, limit=MAX_LINE_BYTES, ssl_handshake_timeout=_ASK_TIMEOUT_S
-        )
+        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST_BYTES)
         self._renewing = asyncio.create_task(self._keep_own())
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
@@ -128,18 +132,25 @@ class Desk:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._answering) >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
         try:
-            async with asyncio.timeout(_ASK_TIMEOUT_S), self._at_once:
-                writer.write(json.dumps(self._answer(await reader.readline(), writer)).encode() + b"\n")
-                await writer.drain()
+            async with asyncio.timeout(_ASK_TIMEOUT_S):
+                await writer.start_tls(self._context)  # here, so that connections count before their handshake
+                async with self._at_once:
+                    writer.write(json.dumps(self._answer(await reader.readline(), writer)).encode() + b"\n")
+                    await writer.drain()
         except (TimeoutError, OSError, ValueError) as error:
             log.info("a connection was closed without an answer: %s", type(error).__name__)
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await writer.wait_closed()
+            writer.transport.abort()
 
     def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
         try:

@@ -19,6 +19,7 @@ from shardhub.errors import AddressError, ShardhubError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.listening import addresses_at, check_reach, is_unspecified
 from shardhub.naming import RESIDENT_PORT
+from shardhub.open_files import allow_open_files
 from shardhub.resident.link import GrpcResidents
 from shardhub.resident.nodes import Nodes
 from shardhub.resident.pace import USUAL_PACE, Pace
@@ -85,6 +86,9 @@ class RunningResident:
     trust: Trust | None
 
 
+# Sockets of 128 machines, their commands and those that knock; macOS allows 256 open files by default.
+_OPEN_FILES = 4096
+
 # What runs beside a resident for as long as it does, such as the authority's desk or discovery.
 Companion = Callable[[RunningResident], AbstractAsyncContextManager[object]]
 
@@ -132,6 +136,7 @@ async def _run(
     record: NodeRecord,
 ) -> int:
     stopping = _Stopping()
+    allow_open_files(_OPEN_FILES)
     folder, trust = settings.place.folder, settings.place.trust() if not settings.insecure_lan else None
     host = settings.host or (everywhere() if trust is not None or settings.insecure_lan else "127.0.0.1")
     check_reach(
