@@ -12,7 +12,7 @@ from shardhub.errors import UsageError
 from shardhub.naming import RESIDENT_PORT
 from shardhub.security import joining
 from shardhub.security.authority import OWN_NAME, Authority
-from shardhub.security.certificates import MACHINE_ROLES, Role, check_name
+from shardhub.security.certificates import Role, check_name
 from shardhub.security.identity import (
     identity_file,
     load_identity,
@@ -24,6 +24,7 @@ from shardhub.security.trust import utc_now
 from shardhub.usecases.authority import DESK_PORT, issue_certificate, make_authority
 from shardhub.usecases.cluster_place import own_name, read_machine
 from shardhub.usecases.forming_place import (
+    RESIDENT_ROLES,
     USERS_PLACE,
     FormingPlace,
     OwnMachine,
@@ -243,7 +244,7 @@ def join_cluster(
 
 
 def _joined_before(place: FormingPlace, line: InviteLine) -> JoinedMachine:
-    role = next(role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists())
+    role = next(role for role in RESIDENT_ROLES if identity_file(place.own_folder, role).exists())
     peer = load_identity(place.own_folder, role, now=utc_now()).peer
     seeds = tuple(str(Address(Address.parse(address).host, RESIDENT_PORT)) for address in line.addresses)
     return JoinedMachine(name=peer.name, role=peer.role, not_after=peer.not_after, seeds=seeds, is_new=False)
@@ -298,7 +299,7 @@ def joined_machines(place: FormingPlace = USERS_PLACE) -> tuple[Member, ...]:
     Raises:
         UsageError: The authority is not here.
     """
-    newest = {one.name: one for one in own_authority(place).ledger().issued if one.role in MACHINE_ROLES}
+    newest = {one.name: one for one in own_authority(place).ledger().issued if one.role in RESIDENT_ROLES}
     return tuple(
         Member(name=name, serve_only=one.role is not Role.MEMBER, not_after=one.not_after, revoked_at=one.revoked_at)
         for name, one in sorted(newest.items())

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from shardhub.errors import IdentityError, UsageError
 from shardhub.security.authority import KEY_FILE, Authority
-from shardhub.security.certificates import MACHINE_ROLES, Role
+from shardhub.security.certificates import Role
 from shardhub.security.certificates import fingerprint as fingerprint_of
 from shardhub.security.folders import default_authority, default_folder
 from shardhub.security.identity import identity_file, load_identity
 from shardhub.security.trust import utc_now
 from shardhub.usecases.authority import CertificateFolders
 from shardhub.usecases.cluster_place import ClusterPlace
+
+# Roles of machines with a resident. A head's certificate lets commands reach nodes, and the machine may still join.
+RESIDENT_ROLES = (Role.NODE, Role.MEMBER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +59,8 @@ class FormingPlace:
 
     @property
     def is_member(self) -> bool:
-        """Whether this machine belongs to a cluster."""
-        return any(identity_file(self.own_folder, role).exists() for role in MACHINE_ROLES)
+        """Whether this machine is one of a cluster's; a head's certificate alone does not make it one."""
+        return any(identity_file(self.own_folder, role).exists() for role in RESIDENT_ROLES)
 
 
 USERS_PLACE = FormingPlace()
@@ -83,7 +86,7 @@ def own_machine(place: FormingPlace = USERS_PLACE) -> OwnMachine:
     Raises:
         IdentityError: It belongs to no cluster, or its certificate cannot be used.
     """
-    role = next((role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists()), None)
+    role = next((role for role in RESIDENT_ROLES if identity_file(place.own_folder, role).exists()), None)
     if role is None:
         raise IdentityError(
             "This machine belongs to no cluster.",
@@ -107,7 +110,7 @@ def own_authority(place: FormingPlace) -> Authority:
 
 
 def belongs_already(place: FormingPlace, why: str) -> UsageError:
-    role = next((role for role in MACHINE_ROLES if identity_file(place.own_folder, role).exists()), Role.MEMBER)
+    role = next((role for role in RESIDENT_ROLES if identity_file(place.own_folder, role).exists()), Role.MEMBER)
     return UsageError(
         f"This machine belongs to a cluster already, as {name_of(place, role)}.",
         why=why,

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from shardhub.cli.commands.cluster import members
+from shardhub.cli.flags import Output
 from shardhub.errors import AddressError, CertificateRefused, IdentityError, NodeUnreachable, UsageError
 from shardhub.security.authority import Authority
-from shardhub.security.certificates import Role
+from shardhub.security.certificates import Role, new_key
 from shardhub.security.desk import Desk
-from shardhub.security.identity import load_identity
+from shardhub.security.identity import load_identity, store_identity
 from shardhub.security.invite import parse_invite
 from shardhub.security.open_invites import OpenInvites
 from shardhub.security.trust import utc_now
@@ -223,3 +225,34 @@ def test_an_invitation_of_a_machine_that_belongs_to_none_says_how_to_begin(tmp_p
     """The message names the command that begins a cluster."""
     with pytest.raises(UsageError, match="shardhub cluster init"):
         invite_machines(place(tmp_path))
+
+
+def test_a_machine_with_a_heads_certificate_only_may_join(first, tmp_path):
+    """It joins with a line, and does not count among the machines before."""
+    own = place(tmp_path / "laptop")
+    authority = Authority.open(first.authority_folder)
+    key = new_key()
+    certificate = authority.issue(key.public_key(), name="laptop-head", role=Role.HEAD, now=utc_now())
+    store_identity(
+        own.own_folder,
+        Role.HEAD,
+        key=key,
+        certificate=certificate,
+        authority_pem=authority.pem,
+        revoked=authority.revocations().pem,
+        desk=authority.ledger().desk,
+    )
+    assert not own.is_member
+    assert [each.name for each in joined_machines(first)] == ["studio"]
+    with desk_of(first):
+        joined = join_cluster(invite_machines(first).line, JoinSettings(name="laptop"), own)
+    assert joined.is_new
+    assert own.cluster.trust().role is Role.MEMBER
+    assert [each.name for each in joined_machines(first)] == ["laptop", "studio"]
+
+
+def test_a_list_without_machines_is_empty(monkeypatch, capsys):
+    """An authority that has certified nobody yet has no machines to list."""
+    monkeypatch.setattr("shardhub.usecases.forming.joined_machines", lambda: ())
+    assert members(Output()) == 0
+    assert capsys.readouterr().out == ""

@@ -145,7 +145,7 @@ def members(output: Output) -> int:
         ]
         print(json.dumps(records))
         return 0
-    width = max(len(one.name) for one in listed)
+    width = max((len(one.name) for one in listed), default=0)
     for one in listed:
         state = f"revoked {one.revoked_at[:10]}" if one.revoked_at else f"certificate until {one.not_after[:10]}"
         print(f"{one.name:<{width}}  {state}{', serves only' if one.serve_only else ''}")
