@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from shardhub.clock import SYSTEM_CLOCK, Clock
-from shardhub.errors import NodeUnreachable, ShardhubError
+from shardhub.errors import NodeUnreachable, ShardhubError, WireError
 from shardhub.resident.calls import ResidentDialer, ResidentLink
 from shardhub.resident.hub_access import HubAccess
 from shardhub.resident.reach import reach
@@ -49,7 +49,14 @@ async def read_on_machines(
                 )
             link = await reach(dialer, name, addresses[name], clock=clock)
         try:
+            keys = {file.key for file in order.files}
             async for report in link.read_files(order, access):
+                if others := (report.digests or {}).keys() - keys:
+                    raise WireError(
+                        f"{link.address}: {len(others)} digests are of files that it was not to read.",
+                        why=f"One of them is {min(others)[:16]}....",
+                        hint=f"Bring the same version of shardhub onto {name}, or leave that machine out.",
+                    )
                 progress(name, report)
                 digests.update(report.digests or {})
         except ShardhubError as error:
