@@ -28,6 +28,11 @@ _ENDPOINT, _TOKEN, _OLD_TOKEN, _NO_SAVED_TOKEN = (
 )
 
 
+def is_token(text: str) -> bool:
+    """Whether a text can be a token."""
+    return len(text) <= MAX_TOKEN_CHARS and re.fullmatch(r"[\x21-\x7e]+", text) is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubAccess:
     """A Hub, and a token for it.

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
-from shardhub.errors import DiskFull, ResourceError, ShardhubError
-from shardhub.manifest import Document, decode, encode
+from shardhub.errors import DiskFull, FormatError, ResourceError, ShardhubError
+from shardhub.manifest import Document, decode, encode, sha256_hex
 from shardhub.naming import MANIFEST_FILE
 from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.regular_files import read_file
@@ -29,6 +29,8 @@ _MEMBERS_FILE = "members.json"
 _TOKENS_FILE = "hub_tokens.json"
 _MAX_HUBS = 256
 _PRIVATE = 0o700
+# Digits that tell the files of pipelines apart.
+_DIGITS = 8
 
 D = TypeVar("D", bound=Document)
 
@@ -44,6 +46,8 @@ class MembersFile(Report):
 
 class TokensFile(Report):
     """Tokens that came with orders, by the URL of the Hub that each is for."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     kind: Literal["shardhub-hub-tokens"] = "shardhub-hub-tokens"
     format_version: Literal[1] = 1
@@ -111,7 +115,8 @@ class ClusterFolder:
                 self._keep_documents(deployment.pipeline_id, order.documents)
             if deployment.hub is not None and order.hub_token is not None:
                 self._keep_tokens({**self._tokens(), deployment.hub: order.hub_token})
-            write_whole(self._deployments / f"{deployment.name}.json", encode(deployment), mode=0o600)
+            write_whole(self._deployments / _file_name(deployment.name), encode(deployment), mode=0o600)
+            (self._deployments / f"{deployment.name}.json").unlink(missing_ok=True)  # of an earlier version
         except OSError as error:
             raise not_kept(f"The order for {deployment.name}", self.path, error) from error
 
@@ -126,7 +131,7 @@ class ClusterFolder:
             documents = tuple(
                 HandedDocument(name=path.relative_to(folder).as_posix(), data=read_file(path, MAX_ORDER_BYTES))
                 for path in sorted(folder.rglob("*"))
-                if not path.is_dir()
+                if not path.is_dir() and not _is_hidden(path.relative_to(folder))
             )
             order = Order(deployment=deployment, documents=documents, hub_token=token)
             order.check()
@@ -175,7 +180,16 @@ class ClusterFolder:
         return {} if kept is None else kept.tokens
 
     def _keep_tokens(self, tokens: dict[str, str]) -> None:
-        write_whole(self.path / _TOKENS_FILE, encode(TokensFile(tokens=tokens)), mode=0o600)
+        try:
+            file = TokensFile(tokens=tokens)
+        except ValidationError:
+            # Its message would quote a token.
+            raise FormatError(
+                f"The tokens of {len(tokens)} Hubs were not kept.",
+                why=f"One of them cannot be a token of a Hub, or there are more than {_MAX_HUBS}.",
+                hint="Give the order with another token, or take down what is up from other Hubs.",
+            ) from None
+        write_whole(self.path / _TOKENS_FILE, encode(file), mode=0o600)
 
     def _keep_documents(self, pipeline_id: str, documents: Iterable[HandedDocument]) -> None:
         for document in documents:
@@ -190,6 +204,16 @@ class ClusterFolder:
         except (OSError, ShardhubError) as error:
             log.warning("%s is left out: %s", path, error)
             return None
+
+
+def _file_name(pipeline: str) -> str:
+    """Name of the file of a pipeline's order: macOS takes names for one that differ in their case only."""
+    return f"{pipeline}-{sha256_hex(pipeline.encode())[:_DIGITS]}.json"
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file came into a folder beside what was handed on, such as .DS_Store."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _lasting(machine: KnownMachine) -> KnownMachine:

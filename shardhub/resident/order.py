@@ -8,6 +8,7 @@ from shardhub.errors import FormatError
 from shardhub.manifest import Manifest, decode_identified
 from shardhub.naming import MANIFEST_FILE, check_file_name
 from shardhub.resident.deployments import HANDED_ON, Deployment
+from shardhub.resident.hub_access import is_token
 
 # A tokenizer's files take most of it: the largest known take 35 MB.
 MAX_ORDER_BYTES = 64 << 20
@@ -54,6 +55,12 @@ class Order:
         where = f"the order for {self.deployment.name}"
         if self.hub_token is not None and self.deployment.hub is None:
             raise FormatError(f"{where[:1].upper()}{where[1:]} has a token, and names no Hub that it is for.")
+        if self.hub_token is not None and not is_token(self.hub_token):
+            raise FormatError(
+                f"{where[:1].upper()}{where[1:]} carries a text that cannot be a Hub token.",
+                why="A token has letters, digits and signs, without blanks.",
+                hint="Set HF_TOKEN to the token alone, and give the order again.",
+            )
         names = [_check_path(document.name, where=where) for document in self.documents]
         size_bytes = sum(len(document.data) for document in self.documents)
         if len(set(names)) != len(names) or len(names) > MAX_DOCUMENTS or size_bytes > MAX_ORDER_BYTES:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import traceback
+
 import pytest
 
 from shardhub.errors import FormatError, UsageError
 from shardhub.hub.reference import PUBLIC_ENDPOINT
 from shardhub.resident.deployments import Assignment, Deployment
 from shardhub.resident.hub_access import HubAccess
-from shardhub.resident.kept import ClusterFolder
+from shardhub.resident.kept import ClusterFolder, TokensFile
 from shardhub.resident.link import GrpcResidents, want_message
 from shardhub.resident.machine import Introduction, MachineFacts
 from shardhub.resident.order import Order
@@ -148,3 +152,24 @@ async def test_a_token_goes_to_members_and_to_machines_that_serve(tmp_path) -> N
 def test_without_tls_a_token_stays_on_its_machine(is_local: bool, token: str) -> None:
     """A plain channel to another machine carries the order without it."""
     assert want_message(order_with_token(), None, is_local=is_local).hub_token == token
+
+
+def test_a_token_that_cannot_be_one_is_never_quoted(tmp_path, caplog) -> None:
+    """Neither the refusal of an order nor the log of a damaged file has it."""
+    secret = "hf_secret with a line\nend"
+    order = dataclasses.replace(order_with_token(), hub_token=secret)
+    with pytest.raises(FormatError) as refused:
+        order.check()
+    folder = ClusterFolder(tmp_path / "cluster")
+    with pytest.raises(FormatError) as not_kept:
+        folder.keep(order)
+    (folder.path / "hub_tokens.json").write_text(
+        json.dumps({"kind": "shardhub-hub-tokens", "format_version": 1, "tokens": {OWN: secret}})
+    )
+    assert folder.hub_access(order.deployment) == HubAccess(endpoint=OWN)
+    said = [str(refused.value), *(line for line in traceback.format_exception(not_kept.value)), caplog.text]
+    assert "is left out" in caplog.text
+    assert not any("hf_secret" in text for text in said)
+    with pytest.raises(ValueError, match="tokens") as invalid:
+        TokensFile(tokens={OWN: secret})
+    assert "hf_secret" not in str(invalid.value)
