@@ -10,7 +10,7 @@ from typing import Protocol
 from shardhub.address import Address
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.discovery.choice import for_others
-from shardhub.errors import NotFound, Overloaded, ShardhubError
+from shardhub.errors import Conflict, NotFound, Overloaded, ShardhubError
 from shardhub.resident.calls import ResidentDialer
 from shardhub.resident.deployments import MAX_DEPLOYMENTS, Deployment
 from shardhub.resident.gossip import Gossip
@@ -150,6 +150,7 @@ class Resident:
 
         Raises:
             FormatError: Its documents are not the pipeline's.
+            Conflict: Another order of this member has the same counter.
             ResourceError: It cannot be kept.
         """
         order.check()
@@ -251,6 +252,12 @@ class Resident:
     def _take(self, order: Order) -> bool:
         deployment = order.deployment
         known = self._deployments.get(deployment.name)
+        if known is not None and known.order == deployment.order and known != deployment:
+            raise Conflict(
+                f"The order for {deployment.name} was not taken: another one came first.",
+                why=f"Both are order {deployment.counter} of {deployment.member}.",
+                hint="Look at what is up (shardhub status), and give the order again.",
+            )
         if known is not None and known.order >= deployment.order:
             return False
         if known is None and len(self._deployments.orders()) >= MAX_DEPLOYMENTS:
