@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from shardhub.address import Address, ip_of
-from shardhub.errors import NodeUnreachable, ShardhubError
+from shardhub.errors import FormatError, NodeUnreachable, ShardhubError
 from shardhub.manifest import decode, encode
 from shardhub.resident.calls import ResidentLink
 from shardhub.resident.deployments import Deployment
@@ -19,12 +20,16 @@ from shardhub.resident.order import MAX_ORDER_BYTES, HandedDocument, Order
 from shardhub.resident.reading import MAX_REPORT_BYTES, ReadReport
 from shardhub.security.certificates import Peer, Role
 from shardhub.security.trust import PLAIN, Security
+from shardhub.seldom import Seldom
 from shardhub.splitting.file_order import FileOrder
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
 from shardhub.wire.secure import OpenChannel, open_channel
 from shardhub.wire.shardhub_pb2_grpc import ResidentStub
 from shardhub.wire.status import from_rpc
+
+log = logging.getLogger(__name__)
+_refused = Seldom(log)
 
 # An order and the names of its documents; an answer may carry several orders, but one at a time is larger.
 MESSAGE_BYTES = 2 * MAX_ORDER_BYTES
@@ -114,7 +119,15 @@ class GrpcResidentLink:
         request = pb.IntroduceMachineRequest(introduction=encode(introduction))
         reply = await self._call(self._stub.Introduce, request, "exchange known machines", timeout_s=_ORDER_S)
         answer = decode(Introduction, reply.introduction, where=self._address)
-        return answer, [order_value(message, where=self._address) for message in reply.newer]
+        return answer, [order for message in reply.newer if (order := self._readable(message)) is not None]
+
+    def _readable(self, message: pb.WantRequest) -> Order | None:
+        """An order that was handed on; None for one of a newer version, which leaves the machine reachable."""
+        try:
+            return order_value(message, where=self._address)
+        except FormatError as error:
+            _refused.warn(f"an order from {self._address} is not taken", cause=error)
+            return None
 
     async def probe(self, payload: bytes) -> None:
         """Have a payload answered at once."""
