@@ -30,7 +30,7 @@ _ENDPOINT, _TOKEN, _OLD_TOKEN, _NO_SAVED_TOKEN = (
 
 def is_token(text: str) -> bool:
     """Whether a text can be a token."""
-    return len(text) <= MAX_TOKEN_CHARS and re.fullmatch(r"[\x21-\x7e]+", text) is not None
+    return len(text) <= MAX_TOKEN_CHARS and re.fullmatch(_SIGNS, text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class HubAccess:
                 f"HF_ENDPOINT is {endpoint[:200]!r}, which is not a URL.",
                 hint="Write it with http:// or https://, such as https://hub.example:8090.",
             )
-        if token is not None and (len(token) > MAX_TOKEN_CHARS or re.fullmatch(_SIGNS, token) is None):
+        if token is not None and not is_token(token):
             raise UsageError(
                 "HF_TOKEN cannot be a token.",
                 why=f"A token has up to {MAX_TOKEN_CHARS} letters, digits and signs, without blanks.",

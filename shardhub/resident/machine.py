@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
+from shardhub.address import Address
+from shardhub.errors import AddressError
 from shardhub.manifest import Digest, Document, NumericClass, ShortText, Size
 from shardhub.placing.cluster import MAX_MACHINES, Link, Machine
 from shardhub.resident.deployments import (
@@ -38,7 +40,18 @@ _BRIEF = 200
 # The most machines with the most nodes and texts.
 MAX_STATE_BYTES = 64 << 20
 
-HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
+
+def _address(text: str) -> str:
+    try:
+        Address.parse(text)
+    except AddressError as error:
+        raise ValueError(error.what) from error
+    if not text.isprintable():
+        raise ValueError("an address has other signs than those that are printed")
+    return text
+
+
+HostPort = Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$"), AfterValidator(_address)]
 Speed = Annotated[float, Field(ge=0)]
 # Seconds since the epoch, on the wall clock of the machine that says it.
 Date = Annotated[float, Field(ge=0)]
@@ -173,7 +186,7 @@ class NodeReport(Report):
     stop: Layer
     replica: Annotated[int, Field(ge=0, lt=MAX_REPLICAS)] = 0
     phase: Phase
-    address: Text | None = None
+    address: HostPort | None = None
     doing: Text = ""
     done_bytes: Annotated[int, Field(ge=0)] = 0
     total_bytes: Annotated[int, Field(ge=0)] = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from shardhub.errors import Conflict, ShardhubError, by_name
 from shardhub.locks import lock_open
@@ -33,7 +33,13 @@ _LOCK_WAIT_S, _LOCK_POLL_S = 5.0, 0.05
 # Two readings of a process's beginning differ by rounding.
 _SAME_BEGINNING_S = 1.0
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+def _printable(text: str) -> str:
+    """A text without line ends and signs that steer a terminal: it may come from another machine."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_printable)]
 
 
 class NodeState(StrEnum):

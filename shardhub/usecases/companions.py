@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from shardhub.discovery.multicast import Discovery, Multicast, NoDiscovery
 from shardhub.discovery.sightings import Sightings
 from shardhub.errors import ShardhubError
 from shardhub.listening import is_loopback
+from shardhub.resident.machine import KnownMachine
 from shardhub.security.authority import KEY_FILE, Authority
 from shardhub.security.certificates import fingerprint
 from shardhub.security.desk import Desk
@@ -166,26 +167,29 @@ async def _follow_authority(running: RunningResident, trust: Trust, settings: Co
     """Find the authority again when it has another address, or was restored on another machine."""
     while True:
         await asyncio.sleep(_ASK_EVERY * settings.look_s)
-        known = load_desk(trust.folder)
-        if (settings.authority_folder / KEY_FILE).exists() or known is None or await _answers(trust, known):
-            continue
-        port = Address.parse(known).port
-        hosts = [
-            Address.parse(address).host
-            for member in running.resident.introduction().members
-            for address in member.addresses
-        ]
-        for address in dict.fromkeys(str(Address(host, port)) for host in hosts):
-            if address != known and await _answers(trust, address):
-                store_desk(trust.folder, address)
-                log.info("the cluster's authority is now at %s", address)
-                break
+        try:
+            await _look_for_authority(running.resident.introduction().members, trust, settings)
+        except (ShardhubError, OSError) as error:  # a file that was damaged may be whole in the next round
+            log.warning("the cluster's authority was not looked for: %s", error)
+
+
+async def _look_for_authority(members: Iterable[KnownMachine], trust: Trust, settings: CompanySettings) -> None:
+    known = load_desk(trust.folder)
+    if (settings.authority_folder / KEY_FILE).exists() or known is None or await _answers(trust, known):
+        return
+    port = Address.parse(known).port
+    hosts = [Address.parse(address).host for member in members for address in member.addresses]
+    for address in dict.fromkeys(str(Address(host, port)) for host in hosts):
+        if address != known and await _answers(trust, address):
+            store_desk(trust.folder, address)
+            log.info("the cluster's authority is now at %s", address)
+            return
 
 
 async def _answers(trust: Trust, address: str) -> bool:
     try:
         await hear_revocations(trust, address)
-    except ShardhubError as error:
+    except (ShardhubError, OSError) as error:
         log.debug("%s: %s", address, error)
         return False
     return True

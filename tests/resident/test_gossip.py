@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shardhub.errors import DiskFull, FormatError, ResourceError
+from shardhub.errors import Conflict, DiskFull, FormatError, ResourceError
 from shardhub.manifest import decode, encode
 from shardhub.placing.cluster import MAX_MACHINES
 from shardhub.resident.deployments import HANDED_ON, Assignment, Deployment
@@ -240,7 +240,8 @@ def test_a_damaged_file_leaves_the_others(tmp_path):
     folder = ClusterFolder(tmp_path)
     folder.keep(order("box"))
     folder.keep(order("box", name="other"))
-    (tmp_path / "deployments" / "other.json").write_bytes(b'{"kind"')
+    (damaged,) = (tmp_path / "deployments").glob("other-*.json")
+    damaged.write_bytes(b'{"kind"')
     assert folder.deployments().orders() == {"pipe": (1, "box")}
 
 
@@ -356,3 +357,60 @@ async def test_the_largest_introductions_leave_a_state_that_commands_can_read(tm
         assert not any(each.nodes for each in ClusterFolder(tmp_path / "box").members().members)
     with pytest.raises(ValueError, match="at most 64 items"):
         Introduction(at=0.0, facts=facts, nodes=(node,) * (MAX_NODES + 1))
+
+
+@in_loop
+async def test_two_orders_of_one_machine_with_one_number_conflict(tmp_path):
+    """The second one is refused; the same order again changes nothing."""
+    box = Machine(Network(), tmp_path, "box")
+    async with running(box):
+        box.resident.want(order("box", machine="mini"))
+        box.resident.want(order("box", machine="mini"))
+        with pytest.raises(Conflict, match="another one came first"):
+            box.resident.want(order("box", machine="studio"))
+        assert box.resident.state.orders[0].assignments[0].machine == "mini"
+
+
+def test_texts_of_other_machines_do_not_steer_a_terminal():
+    """Signs that are not printed are blanks, line ends too."""
+    node = {"pipeline": "pipe", "start": 0, "stop": 1, "phase": Phase.STOPPED}
+    hostile = "\x1b[2J\x9b2Jready\r\nbox$ \u202e"
+    failure = Failure(error="UsageError", what=hostile)
+    report = NodeReport(**node, doing=hostile, failure=failure)
+    trouble = KnownMachine(name="mini", trouble=hostile).trouble
+    assert report.doing == report.failure.what == trouble == " [2J 2Jready  box$  "
+
+
+@pytest.mark.parametrize("address", ["a" * 255 + ":1", "mini:0", "mini:99999", "[::1:7000", "[fe80::1%\x1b[2J]:7000"])
+def test_addresses_of_other_machines_are_addresses(address):
+    """Any other text is refused where it comes in, also for a node."""
+    with pytest.raises(ValueError, match="addresses"):
+        KnownMachine(name="mini", addresses=(address,))
+    with pytest.raises(ValueError, match="address"):
+        NodeReport(pipeline="pipe", start=0, stop=1, phase=Phase.READY, address=address)
+
+
+def test_orders_whose_names_differ_in_case_have_files_of_their_own(tmp_path):
+    """On a disk that takes them for one name too; a file of an earlier version is read, and replaced."""
+    folder = ClusterFolder(tmp_path)
+    for name in ("pipe", "Pipe"):
+        folder.keep(order("box", name=name))
+    files = sorted(path.name.lower() for path in (tmp_path / "deployments").iterdir())
+    assert len(set(files)) == 2
+    old = tmp_path / "deployments" / "other.json"
+    old.write_bytes(encode(order("box", name="other").deployment))
+    assert set(folder.deployments().orders()) == {"pipe", "Pipe", "other"}
+    folder.keep(order("box", 2, name="other"))
+    assert not old.exists()
+    assert folder.deployments().orders()["other"] == (2, "box")
+
+
+def test_files_that_a_system_left_are_not_handed_on(pipeline, tmp_path):
+    """A folder that somebody looked into has .DS_Store; the order is handed on without it."""
+    files = [path for path in pipeline.folder.iterdir() if path.is_file()]
+    documents = tuple(HandedDocument(name=f"m/{path.name}", data=path.read_bytes()) for path in files)
+    given = order("box", documents=documents, pipeline_id=pipeline.manifest.pipeline_id, place=HANDED_ON)
+    folder = ClusterFolder(tmp_path)
+    folder.keep(given)
+    (folder.manifest_folder(pipeline.manifest.pipeline_id) / ".DS_Store").write_bytes(b"x")
+    assert {each.name for each in folder.order(given.deployment).documents} == {each.name for each in documents}
