@@ -12,6 +12,7 @@ from shardhub.resident.nodes import Phase
 from shardhub.resident.order import Order
 from shardhub.resident.records import Failure
 from shardhub.usecases.cluster import Cluster
+from shardhub.usecases.cluster_place import ClusterPlace
 from shardhub.usecases.cluster_view import ClusterMachine, pipelines_of
 from shardhub.usecases.loop import LoopThread
 from tests.resident.network import Machine, MemoryResidents, Network
@@ -119,7 +120,9 @@ def test_a_machine_that_may_not_order_cannot_order_for_heads(tmp_path):
         stack.callback(lambda: loop.wait(stop()))
         wait_until(lambda: box.reached == {"mini", "guest"})
         residents = MemoryResidents(network, box)
-        cluster = Cluster(loop, residents, loop.wait(residents.dial(box.address)), SYSTEM_CLOCK)
+        cluster = Cluster(
+            loop, residents, loop.wait(residents.dial(box.address)), SYSTEM_CLOCK, ClusterPlace(state=tmp_path)
+        )
         network.forged[guest.name] = lambda state: state.model_copy(
             update={"orders": (deployment(1 << 40),), "facts": state.facts.model_copy(update={"role": "member"})}
         )
