@@ -39,6 +39,7 @@ _NOT_OF_THE_LIBRARY = {
     "public_url": "of `shardhub hub serve`, which the library does not offer",
     "open_head": "a function of the library",
     "serve_only": "of `shardhub join`, which the library does not offer",
+    "sessions": "of `shardhub up`, which the library does not offer",
     "with": "a statement of Python",
 }
 
