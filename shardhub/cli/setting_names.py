@@ -13,7 +13,7 @@ FLAGS = {
     name: f"--{name.replace('_', '-')}"
     for name in (
         *("allow_inexact", "blas", "by_reference", "cache_dir", "context", "cuts", "dir", "end_cluster", "fetch"),
-        *("host", "life", "on", "serve_only", "sessions"),
+        *("host", "life", "max_sessions", "on", "serve_only", "sessions"),
         *("ignore_code", "insecure_lan", "insecure_metrics", "insecure_nodes", "key", "kv_bits", "kv_group_size"),
         *("max_tokens", "memory", "metrics", "name", "namespace", "only", "peers", "plan", "port", "private"),
         *("public_url", "push", "raw", "reference", "replace", "require_signature", "role", "run", "seed", "sign_key"),
