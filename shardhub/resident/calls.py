@@ -25,7 +25,7 @@ class ResidentLink(Protocol):
 
     @property
     def may_order(self) -> bool:
-        """Whether orders may be taken from it."""
+        """Whether this machine takes its orders."""
 
     async def describe(self) -> MachineState:
         """Ask for the machine's state."""

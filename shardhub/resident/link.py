@@ -85,7 +85,7 @@ class GrpcResidentLink:
 
     @property
     def may_order(self) -> bool:
-        """Whether orders may be taken from it: it is a member, or there is no TLS."""
+        """Whether this machine takes its orders: from members only, or from every machine without TLS."""
         return self._opened.peer is None or self._opened.peer.role is Role.MEMBER
 
     @property
