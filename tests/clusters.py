@@ -18,7 +18,7 @@ GB = 10**9
 # Machines and layers [start, stop), in order.
 Ranges = tuple[tuple[str, int, int], ...]
 
-_layers = st.builds(
+layer_costs = st.builds(
     LayerCosts,
     size_bytes=st.integers(0, 50),
     read_bytes=st.integers(0, 50),
@@ -31,7 +31,7 @@ _layers = st.builds(
 @st.composite
 def models(draw: st.DrawFn, max_layers: int = 4) -> ModelFacts:
     """Models of a few layers and bytes; some cuts of some of them are refused."""
-    layers = tuple(draw(st.lists(_layers, min_size=1, max_size=max_layers)))
+    layers = tuple(draw(st.lists(layer_costs, min_size=1, max_size=max_layers)))
     embedding = draw(st.integers(0, 60))
     is_tied = draw(st.booleans())
     refused = draw(st.sets(st.integers(1, max_layers)) if draw(st.booleans()) else st.just(set[int]()))

@@ -16,17 +16,9 @@ from shardhub.planning.machine import Machine, cut_for_machines, parse_machine
 from shardhub.planning.plan import LayerCosts, ModelCosts, Plan, StagePlan
 from shardhub.planning.plan_file import parse_plan, plan_to_json
 from shardhub.planning.table import format_table, plan_table
+from tests.clusters import layer_costs
 
 GB = 10**9
-
-layer_costs = st.builds(
-    LayerCosts,
-    size_bytes=st.integers(0, 50),
-    read_bytes=st.integers(0, 50),
-    kv_bytes_per_token=st.integers(0, 3),
-    kv_window=st.none() | st.integers(1, 5),
-    kv_fixed_bytes=st.integers(0, 5),
-)
 
 
 @st.composite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from shardhub.usecases.cluster_cut import AssembledPipeline, Candidate, ClusterC
 from shardhub.usecases.cut import Cut
 from shardhub.usecases.places import Places
 from shardhub.usecases.publish import PublishSettings, publish
-from tests.cut import tiny_model
 
 MACHINES = {0: "a", 1: "b", 2: "c"}
 CUTS = (2, 4)
@@ -38,16 +37,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfApi]:
         patch.setenv("HF_TOKEN", token := running.token("ann"))
         patch.setenv("SHARDHUB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield hub_api(running.endpoint, token)
-
-
-@pytest.fixture(scope="module")
-def model(api: HfApi, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Path], None]) -> str:
-    """A tiny model with tied embeddings on the Hub."""
-    folder = tiny_model(tmp_path_factory.mktemp("model") / "tiny", tie_word_embeddings=True)
-    tiny_tokenizer(folder)
-    repo = api.create_repo("ann/tiny").repo_id
-    api.upload_folder(repo_id=repo, folder_path=folder)
-    return repo
 
 
 @pytest.fixture(scope="module")

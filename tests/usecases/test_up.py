@@ -70,14 +70,6 @@ def api(hub: RunningHub, net: faulty.Network, tmp_path_factory: pytest.TempPathF
         yield hub_api(running.endpoint, token)
 
 
-@pytest.fixture(scope="module")
-def model(api: HfApi, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Path], None]) -> str:
-    """A tiny model with tied embeddings on the Hub."""
-    folder = tiny_model(tmp_path_factory.mktemp("model") / "tiny", tie_word_embeddings=True)
-    tiny_tokenizer(folder)
-    return uploaded(api, "ann/tiny", folder)
-
-
 @pytest.fixture
 def unread_model(api: HfApi, tmp_path: Path, tiny_tokenizer: Callable[[Path], None]) -> str:
     """Another one, with other weights, of which no machine has read anything."""
